@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -38,7 +38,7 @@ class IndexSource(Spec, kw_only=True, tag="package-index", tag_field="kind"):
 
     packages: tuple[Package, ...]
     download_bytes: int
-    """Size of all wheels together, for the progress bar."""
+    """Size of all wheels together: for the progress bar and the check of free space."""
 
 
 class HubSource(Spec, kw_only=True, tag="hub", tag_field="kind"):
@@ -64,8 +64,9 @@ class CardFile(Spec, kw_only=True):
     """A runnable file that somebody published, identified by its hash."""
 
     precision: str
-    bytes: int
-    sha256: str
+    """What the quantizer called the mixture, in lower case: ``q4_1``, ``q4_k_m``."""
+    bytes: Annotated[int, msgspec.Meta(gt=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     source: Source
 
 
