@@ -71,7 +71,7 @@ class ContentionSensor:
         return int(match[1]) * 1e-6 if match else None
 
     def _own_cpu(self) -> float | None:
-        """User plus system time of the watched process. The name in parentheses may hold spaces and parentheses itself."""
+        """User plus system time of the watched process, whose name may itself hold spaces and parentheses."""
         if self._pid is None:
             return None
         text = self._host.try_read(self._host.proc(f"{self._pid}/stat")) or ""
