@@ -164,6 +164,8 @@ class Block(Record, kw_only=True):
     step_ns: tuple[int, ...]
     ttft_ns: int | None = None
     """Prefill only: prompt submitted until the first token is chosen greedily."""
+    threads: int | None = None
+    """Only in a thread search, where it differs from block to block."""
 
     @property
     def seconds(self) -> float:
@@ -205,7 +207,7 @@ class MemoryPhase(Record, kw_only=True):
     """RssFile at the end of the phase: mapped file pages, reclaimable."""
     swap: int | None
     pss: int | None = None
-    """Proportional set size, read only at the end of load and of the last workload (it is slow)."""
+    """Proportional set size at the end of the phase."""
 
 
 class MemoryUse(Record, kw_only=True):
@@ -310,6 +312,8 @@ class Run(Record, kw_only=True):
     blocks: tuple[Block, ...] = ()
     marks: tuple[Mark, ...] = ()
     series: tuple[Series, ...] = ()
+    greedy: tuple[int, ...] = ()
+    """Tokens chosen greedily after a fixed prompt: evidence that the artifact computes something."""
     memory: MemoryUse = MemoryUse()
     energy: Energy
     findings: tuple[Finding, ...] = ()

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from edgebench.records import EngineMemory, Fact, Loaded
 from edgebench.specs import Artifact, Settings, TrialSpec
 
@@ -43,8 +46,8 @@ class Context(Protocol):
         """Put a saved state back."""
         ...
 
-    def logits(self) -> Sequence[float]:
-        """Logits after the last token, shape [vocabulary], float32."""
+    def logits(self) -> npt.NDArray[np.float32]:
+        """A copy of the logits after the last token, shape [vocabulary]."""
         ...
 
     def set_threads(self, threads: int, threads_batch: int) -> None:

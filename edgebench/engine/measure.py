@@ -1,0 +1,168 @@
+"""What happens inside the child for one round: load, warm up, timed blocks, memory at the end of each phase.
+
+The order of the workloads alternates between rounds (ABBA), each block starts from a cleared KV cache, and whatever is
+not a timed call (reading counters, talking to the parent) lies outside the block.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Protocol
+
+import numpy as np
+
+from edgebench.engine.edges import EdgeReader
+from edgebench.engine.memory import MemoryReader
+from edgebench.engine.messages import Finished, Measured, MeasureJob, Opened, Phase, Ready, Reply, ThreadSearchJob, Timed
+from edgebench.errors import ArtifactError
+from edgebench.host import Host
+from edgebench.records import Block
+from edgebench.runtimes.base import Context, Model, Runtime
+from edgebench.specs import TrialSpec, Workload
+
+_GREEDY_TOKENS = 8
+
+
+class Parent(Protocol):
+    """The worker's channel, as far as measuring needs it."""
+
+    def say(self, message: Reply) -> None:
+        """Send a message."""
+        ...
+
+    def wait_for_go(self) -> None:
+        """Wait until the parent is idle."""
+        ...
+
+
+class Bench:
+    """A loaded model and the readers around it."""
+
+    def __init__(self, model: Model, trial: TrialSpec, parent: Parent, host: Host) -> None:
+        self.model, self.trial, self.parent = model, trial, parent
+        self.edges, self.memory = EdgeReader(host), MemoryReader(host)
+        self._random = random.Random(trial.seed)  # noqa: S311 - token ids, not secrets
+
+    def tokens(self, n: int) -> list[int]:
+        """Random token ids, the first one the model's begin-of-sequence token if it wants one, as llama-bench does."""
+        ids = [self._random.randrange(self.model.loaded.vocabulary) for _ in range(n)]
+        if n and self.model.first_token is not None:
+            ids[0] = self.model.first_token
+        return ids
+
+    def block(self, context: Context, workload: Workload, index: int, name: str, threads: int | None = None) -> Block:
+        """One timed block; the context is already at its depth."""
+        tokens = self.tokens(workload.n)
+        self.parent.say(Ready(workload=name, index=index))
+        self.parent.wait_for_go()
+        start = self.edges.read()
+        ttft: int | None = None
+        if workload.kind == "pp":
+            t0, t1, steps, ttft = context.time_prefill(tokens)
+        else:
+            t0, t1, steps = context.time_decode(tokens)
+        end = self.edges.read()
+        return Block(
+            workload=name,
+            index=index,
+            tokens=workload.n,
+            start=start,
+            end=end,
+            t0_ns=t0,
+            t1_ns=t1,
+            step_ns=steps,
+            ttft_ns=ttft,
+            threads=threads,
+        )
+
+    def warm_up(self, context: Context, workload: Workload) -> object | None:
+        """A full prompt for prefill, a few tokens for decode; returns the filled cache where there is a depth."""
+        context.clear()
+        if workload.depth:
+            context.prefill(self.tokens(workload.depth))
+            filled = context.save()
+        else:
+            filled = None
+        context.prefill(self.tokens(workload.n)) if workload.kind == "pp" else context.time_decode(self.tokens(4))
+        return filled
+
+    def greedy(self, context: Context) -> tuple[int, ...]:
+        """Tokens chosen greedily after a fixed prompt.
+
+        Raises:
+            ArtifactError: when the logits are not finite: the artifact or the build is broken.
+        """
+        context.clear()
+        tokens = list(range(min(16, self.model.loaded.vocabulary)))
+        chosen: list[int] = []
+        for _ in range(_GREEDY_TOKENS):
+            context.prefill(tokens)
+            logits = context.logits()
+            if not np.isfinite(logits).all():
+                raise ArtifactError(
+                    f"{self.trial.artifact.path}: the model's logits are not finite numbers.",
+                    "make or pull the artifact again; if it persists, the engine's build is broken on this CPU.",
+                )
+            tokens = [int(logits.argmax())]
+            chosen += tokens
+        return tuple(chosen)
+
+
+def _open(job: MeasureJob | ThreadSearchJob, runtime: Runtime, parent: Parent, host: Host) -> Bench:
+    memory = MemoryReader(host)
+    parent.say(Phase(name="load", t_ns=time.monotonic_ns()))
+    memory.begin()
+    model = runtime.open(job.trial, lambda _text: None)
+    parent.say(Opened(loaded=model.loaded))
+    parent.say(Measured(phase=memory.end("load")))
+    return Bench(model, job.trial, parent, host)
+
+
+def measure(job: MeasureJob, runtime: Runtime, parent: Parent, host: Host) -> Finished:
+    """One round of a trial."""
+    bench = _open(job, runtime, parent, host)
+    ordered = job.trial.workloads if job.round % 2 == 0 else job.trial.workloads[::-1]
+    spent = 0.0
+    greedy: tuple[int, ...] = ()
+    for workload in ordered:
+        parent.say(Phase(name=workload.name, t_ns=time.monotonic_ns()))
+        bench.memory.begin()
+        context = bench.model.context(workload.context, job.trial.settings)
+        greedy = greedy or bench.greedy(context)
+        filled = bench.warm_up(context, workload)
+        for index in range(job.trial.blocks):
+            if index and spent > job.budget_s:
+                break
+            context.clear()
+            if filled is not None:
+                context.restore(filled)
+            block = bench.block(context, workload, index, workload.name)
+            spent += block.seconds
+            parent.say(Timed(block=block))
+        parent.say(Measured(phase=bench.memory.end(workload.name)))
+        context.close()
+    parent.say(Phase(name="end", t_ns=time.monotonic_ns()))
+    account = bench.model.memory()
+    bench.model.close()
+    return Finished(engine_memory=account, greedy=greedy)
+
+
+def search_threads(job: ThreadSearchJob, runtime: Runtime, parent: Parent, host: Host) -> Finished:
+    """Time each workload at each thread count, forwards then backwards, without reloading."""
+    bench = _open(job, runtime, parent, host)
+    for workload in job.trial.workloads:
+        parent.say(Phase(name=workload.name, t_ns=time.monotonic_ns()))
+        context = bench.model.context(workload.context, job.trial.settings)
+        bench.warm_up(context, workload)
+        for index in range(job.repeats):
+            for threads in job.counts if index % 2 == 0 else job.counts[::-1]:
+                context.set_threads(threads, threads)
+                context.clear()
+                context.time_decode(bench.tokens(2))
+                context.clear()
+                parent.say(Timed(block=bench.block(context, workload, index, workload.name, threads)))
+        context.close()
+    parent.say(Phase(name="end", t_ns=time.monotonic_ns()))
+    bench.model.close()
+    return Finished()

@@ -1,0 +1,119 @@
+"""What parent and child say to each other: one JSON document a line, nothing else crosses the pipe.
+
+The child announces each timed block with `Ready` and waits for a line ``go``; whatever the parent has to do (draw
+progress, write) happens before that line, so that nothing of ours runs beside a timed block.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgebench.records import Block, EngineMemory, Fact, Loaded, MemoryPhase
+from edgebench.specs import TrialSpec
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="say"):
+    """Base of all messages."""
+
+
+# --- parent to child: the job is the first line, then one ``go`` for each `Ready`
+
+
+class MeasureJob(Message, kw_only=True, tag="measure"):
+    """One round of a trial."""
+
+    trial: TrialSpec
+    round: int
+    budget_s: float
+    """After this much time in blocks each workload stops at its first block."""
+    prompt: tuple[int, ...] = ()
+
+
+class ThreadSearchJob(Message, kw_only=True, tag="thread-search"):
+    """Time short workloads at several thread counts in one process, in ABBA order."""
+
+    trial: TrialSpec
+    counts: tuple[int, ...]
+    repeats: int = 2
+
+
+class QuantizeJob(Message, kw_only=True, tag="quantize"):
+    """Make a GGUF of another precision."""
+
+    source: str
+    target: str
+    precision: str
+    threads: int
+
+
+class AboutJob(Message, kw_only=True, tag="about"):
+    """Say which version and build a runtime is."""
+
+    runtime: str
+
+
+Job = MeasureJob | ThreadSearchJob | QuantizeJob | AboutJob
+
+
+# --- child to parent
+
+
+class Phase(Message, kw_only=True, tag="phase"):
+    """A phase begins: ``load``, a workload's name, ``end``."""
+
+    name: str
+    t_ns: int
+
+
+class Ready(Message, kw_only=True, tag="ready"):
+    """A timed block is about to start; the child waits for ``go``."""
+
+    workload: str
+    index: int
+
+
+class About(Message, kw_only=True, tag="about"):
+    """Version and build of the runtime."""
+
+    version: Fact
+    build: Fact
+
+
+class Opened(Message, kw_only=True, tag="opened"):
+    """The artifact is loaded."""
+
+    loaded: Loaded
+
+
+class Timed(Message, kw_only=True, tag="timed"):
+    """A block is done."""
+
+    block: Block
+
+
+class Measured(Message, kw_only=True, tag="memory"):
+    """Memory at the end of a phase."""
+
+    phase: MemoryPhase
+
+
+class Finished(Message, kw_only=True, tag="finished"):
+    """All is done; the child exits with status 0."""
+
+    engine_memory: EngineMemory | None = None
+    greedy: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Failed(Message, kw_only=True, tag="failed"):
+    """The child met an error that Python could catch; it exits with status 1."""
+
+    kind: Literal["python-error", "bad-artifact", "alloc-failed", "engine-error"]
+    says: str
+    next_step: str
+    detail: str = ""
+
+
+Reply = Phase | Ready | About | Opened | Timed | Measured | Finished | Failed

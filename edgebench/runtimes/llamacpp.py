@@ -1,0 +1,299 @@
+"""llama.cpp through llama-cpp-python's low-level ctypes API, timed by llama-bench's protocol.
+
+The high-level ``Llama`` class costs about 14 % (Python sampling, logits copies, prefix matching) and is not used. What
+is timed is exactly what ``llama-bench`` times: ``pp`` feeds random tokens in batches and synchronises once at the end;
+``tg`` feeds random tokens one per call, synchronises after each, and samples nothing.
+
+Parameters that drift between versions are set by name on the library's own defaults, and only where the field exists.
+One departure: ``n_outputs_max = 1``, so that the scheduler does not reserve a logits row per batch token
+(98 -> 14 MiB on a 49k vocabulary); the timed work is the same.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import gc
+import importlib.metadata
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgebench.errors import ArtifactError
+from edgebench.records import EngineMemory, Fact, Loaded
+from edgebench.runtimes._llamacpp_log import EngineLog
+from edgebench.specs import Settings, TrialSpec
+
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+_LOAD_READ, _LOAD_MMAP = 0, 1
+
+
+class EngineFailure(RuntimeError):
+    """A call into llama.cpp that returned an error code."""
+
+
+def _library() -> Any:
+    import llama_cpp
+
+    return llama_cpp
+
+
+def _set(params: ctypes.Structure, **values: object) -> None:
+    """Set fields by name; a field that this version lacks is skipped (they are renamed between releases)."""
+    known = {field[0] for field in params._fields_}
+    for name, value in values.items():
+        if name in known:
+            setattr(params, name, value)
+
+
+class LlamaContext:
+    """One KV cache over a loaded model."""
+
+    def __init__(self, lib: Any, model: Any, params: Any, log: EngineLog) -> None:
+        self._lib, self._log = lib, log
+        self._batch = int(params.n_batch)
+        log.new_context()
+        self._ctx = lib.llama_init_from_model(model, params)
+        if not self._ctx:
+            if log.said_out_of_memory():
+                raise MemoryError(f"llama.cpp could not allocate a context of {params.n_ctx} tokens")
+            raise EngineFailure(f"llama.cpp refused a context of {params.n_ctx} tokens: {_last(log)}")
+        self._memory = lib.llama_get_memory(self._ctx)
+        self._vocabulary = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
+
+    def clear(self) -> None:
+        self._lib.llama_memory_clear(self._memory, False)
+
+    def _batches(self, tokens: Sequence[int], size: int) -> tuple[Any, list[Any]]:
+        """The token buffer (to be kept alive) and one batch view for each ``size`` tokens of it."""
+        buffer = (self._lib.llama_token * len(tokens))(*tokens)
+        pointer = ctypes.POINTER(self._lib.llama_token)
+        width = ctypes.sizeof(self._lib.llama_token)
+        batches = []
+        for first in range(0, len(tokens), size):
+            here = ctypes.cast(ctypes.addressof(buffer) + first * width, pointer)
+            batches.append(self._lib.llama_batch_get_one(here, min(size, len(tokens) - first)))
+        return buffer, batches
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        keep_alive, batches = self._batches(tokens, self._batch)
+        for batch in batches:
+            _check(self._lib.llama_decode(self._ctx, batch))
+        self._lib.llama_synchronize(self._ctx)
+        del keep_alive
+
+    def time_prefill(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...], int]:
+        start, stamps = self._timed(tokens, self._batch, synchronise_each=False)
+        self._row().argmax()
+        return start, stamps[-1], _differences(start, stamps), time.monotonic_ns() - start
+
+    def time_decode(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+        start, stamps = self._timed(tokens, 1, synchronise_each=True)
+        return start, stamps[-1], _differences(start, stamps)
+
+    def _timed(self, tokens: Sequence[int], size: int, *, synchronise_each: bool) -> tuple[int, array.array[int]]:
+        """Start and the stamp after each call. Nothing but the calls and a stamp happens inside the loop."""
+        keep_alive, batches = self._batches(tokens, size)
+        stamps = array.array("q", bytes(8 * len(batches)))
+        decode, synchronise, ctx = self._lib.llama_decode, self._lib.llama_synchronize, self._ctx
+        now = time.monotonic_ns
+        status = 0
+        gc.disable()
+        try:
+            start = now()
+            for index, batch in enumerate(batches):
+                status |= decode(ctx, batch)
+                if synchronise_each:
+                    synchronise(ctx)
+                stamps[index] = now()
+            if not synchronise_each:
+                synchronise(ctx)
+                stamps[-1] = now()
+        finally:
+            gc.enable()
+        del keep_alive
+        _check(status)
+        return start, stamps
+
+    def save(self) -> object:
+        size = self._lib.llama_state_seq_get_size(self._ctx, 0)
+        state = (ctypes.c_uint8 * size)()
+        if self._lib.llama_state_seq_get_data(self._ctx, state, size, 0) == 0:
+            raise EngineFailure("llama.cpp could not save the state of the KV cache")
+        return state
+
+    def restore(self, state: Any) -> None:
+        if self._lib.llama_state_seq_set_data(self._ctx, state, len(state), 0) == 0:
+            raise EngineFailure("llama.cpp could not restore the state of the KV cache")
+
+    def _row(self) -> npt.NDArray[np.float32]:
+        """A view of the last token's logits, valid until the next call."""
+        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._ctx, -1), shape=(self._vocabulary,))
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        return self._row().copy()
+
+    def set_threads(self, threads: int, threads_batch: int) -> None:
+        self._lib.llama_set_n_threads(self._ctx, threads, threads_batch)
+
+    def close(self) -> None:
+        if self._ctx:
+            self._lib.llama_free(self._ctx)
+            self._ctx = None
+
+
+class LlamaModel:
+    """A loaded GGUF."""
+
+    def __init__(self, lib: Any, trial: TrialSpec, log: EngineLog) -> None:
+        self._lib, self._log = lib, log
+        params = lib.llama_model_default_params()
+        _set(
+            params,
+            n_gpu_layers=0,
+            load_mode=_LOAD_MMAP if trial.settings.mmap else _LOAD_READ,
+            use_mmap=trial.settings.mmap,
+        )
+        started = time.monotonic_ns()
+        self._model = lib.llama_model_load_from_file(trial.artifact.path.encode(), params)
+        load_s = (time.monotonic_ns() - started) / 1e9
+        if not self._model:
+            raise _refusal(trial, log)
+        vocab = lib.llama_model_get_vocab(self._model)
+        self._vocabulary = int(lib.llama_vocab_n_tokens(vocab))
+        wants_bos = bool(lib.llama_vocab_get_add_bos(vocab))
+        self.first_token: int | None = int(lib.llama_vocab_bos(vocab)) if wants_bos else None
+        self.loaded = Loaded(
+            load_s=load_s,
+            parameters=int(lib.llama_model_n_params(self._model)),
+            weight_bytes=int(lib.llama_model_size(self._model)),
+            context_trained=int(lib.llama_model_n_ctx_train(self._model)),
+            vocabulary=self._vocabulary,
+            architecture=self._text("general.architecture"),
+            description=self._description(),
+        )
+
+    def _text(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def _description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        self._lib.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def context(self, n_ctx: int, settings: Settings) -> LlamaContext:
+        params = self._lib.llama_context_default_params()
+        _set(
+            params,
+            n_ctx=n_ctx,
+            n_batch=settings.batch,
+            n_ubatch=settings.ubatch,
+            n_threads=settings.threads,
+            n_threads_batch=settings.threads_batch,
+            n_outputs_max=1,
+            type_k=_KV_TYPES[settings.kv_type],
+            type_v=_KV_TYPES[settings.kv_type],
+            flash_attn_type=_FLASH_ATTENTION[settings.flash_attention],
+            swa_full=False,
+            no_perf=True,
+        )
+        return LlamaContext(self._lib, self._model, params, self._log)
+
+    def memory(self) -> EngineMemory | None:
+        return self._log.memory()
+
+    def close(self) -> None:
+        if self._model:
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+
+class LlamaCpp:
+    """The runtime ``llamacpp``."""
+
+    name = "llamacpp"
+    formats = ("gguf",)
+    default = True
+    package = "llama-cpp-python"
+
+    def installed(self) -> bool:
+        return importlib.util.find_spec("llama_cpp") is not None
+
+    def version(self) -> Fact:
+        package = importlib.metadata.version("llama-cpp-python")
+        lib = _library()
+        function = getattr(getattr(lib, "_lib", None) or lib.llama_cpp._lib, "llama_version", None)
+        if function is None:
+            return Fact(value=f"llama-cpp-python {package}")
+        function.restype = ctypes.c_char_p
+        return Fact(value=f"llama-cpp-python {package} (llama.cpp {function().decode()})")
+
+    def build(self) -> Fact:
+        return Fact(value=_library().llama_print_system_info().decode("utf-8", "replace").strip(" |"))
+
+    def open(self, trial: TrialSpec, log: Callable[[str], None]) -> LlamaModel:
+        lib = _library()
+        engine_log = capture_log(lib)
+        lib.llama_backend_init()
+        try:
+            return LlamaModel(lib, trial, engine_log)
+        finally:
+            log(engine_log.tail())
+
+
+_callbacks: list[object] = []
+
+
+def capture_log(lib: Any) -> EngineLog:
+    """Send llama.cpp's log into a fresh `EngineLog`; the C side keeps a pointer, so the callback must stay alive."""
+    log = EngineLog()
+
+    def take(level: int, text: bytes, _user: object) -> None:
+        log.write(level, text.decode("utf-8", "replace"))
+
+    callback = lib.llama_log_callback(take)
+    _callbacks.append(callback)
+    lib.llama_log_set(callback, None)
+    return log
+
+
+def _refusal(trial: TrialSpec, log: EngineLog) -> Exception:
+    """Why the file was not loaded, in llama.cpp's own words."""
+    name, reason = trial.artifact.path, _last(log)
+    if log.said_out_of_memory():
+        return MemoryError(f"llama.cpp could not allocate the weights of {name}: {reason}")
+    if "unknown model architecture" in reason:
+        return ArtifactError(
+            f"{name}: this llama.cpp does not know the model's architecture ({reason}).",
+            "choose another model, or a newer llama-cpp-python.",
+        )
+    return ArtifactError(f"{name}: llama.cpp refuses the file: {reason}", "obtain it again, or check how it was made.")
+
+
+def _last(log: EngineLog) -> str:
+    """The most telling error line: the first, since later ones only say that loading failed."""
+    return log.errors[0] if log.errors else "it gave no reason"
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise EngineFailure(f"llama_decode returned {status} (1: no room in the KV cache; negative: the engine failed)")
+
+
+def _differences(start: int, stamps: array.array[int]) -> tuple[int, ...]:
+    before = start
+    durations = []
+    for stamp in stamps:
+        durations.append(stamp - before)
+        before = stamp
+    return tuple(durations)
+
+
+RUNTIME = LlamaCpp()
