@@ -121,6 +121,8 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
         ArtifactError: when it is no GGUF, truncated, damaged, or of a kind that no engine here can run.
     """
     where = Path(path)
+    if where.exists() and not where.is_file():  # opening a pipe would wait for ever
+        raise UsageError(f"{where} is not a regular file.", "give the path of one .gguf file.")
     try:
         with where.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -129,7 +131,9 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(_Cursor(where, data, size))
     except OSError as error:
-        raise UsageError(f"{where} cannot be read: {error.strerror}.", "give the path of a readable .gguf file.") from error
+        raise UsageError(
+            f"{where} cannot be read: {error.strerror}.", "give the path of a readable .gguf file."
+        ) from error
 
 
 def identify(artifact: Artifact) -> tuple[Artifact, GGUFHeader]:
@@ -327,7 +331,9 @@ def _check_tensors(cursor: _Cursor, tensors: tuple[TensorInfo, ...], data_offset
         end, before = tensor.offset + tensor.bytes, tensor.name
     missing = data_offset + end - cursor.size
     if missing > 0:
-        raise _damaged(cursor.path, f"is truncated: {missing} bytes are missing at its end, inside the tensor {before!r}")
+        raise _damaged(
+            cursor.path, f"is truncated: {missing} bytes are missing at its end, inside the tensor {before!r}"
+        )
 
 
 def _header(  # noqa: PLR0913, PLR0917 - one call site, and each is another part of the file
@@ -363,7 +369,9 @@ def _header(  # noqa: PLR0913, PLR0917 - one call site, and each is another part
         embedding_length=width,
         block_count=own("block_count"),
         head_count=heads,
-        head_count_kv=_kv_heads(own("attention.head_count_kv"), heads, f"{architecture}.attention.head_count_kv" in arrays),
+        head_count_kv=_kv_heads(
+            own("attention.head_count_kv"), heads, f"{architecture}.attention.head_count_kv" in arrays
+        ),
         key_length=head_width if key_length is None else key_length,
         value_length=head_width if value_length is None else value_length,
         vocabulary=arrays.get("tokenizer.ggml.tokens", own("vocab_size")),
