@@ -3,16 +3,19 @@
 ``obtain`` turns a reference into an `Artifact`: the id of a model card, a path, or ``hf:owner/repo/file.gguf``. A file
 that is once in the cache never asks the network again. Nothing appears under its final name before its hash is right.
 
-    cache.py          where files lie, temporary files, hashes, atomic placement
     obtain.py         from a reference to an artifact
+    cache.py          where finished files lie, their hashes and markers, atomic placement
+    temporary.py      unfinished files, and what killed processes left behind
+    local.py          a file that already lies on this machine
     package_index.py  model bytes inside wheels, through the machine's own pip
     hub.py            files on a model hub
     derived.py        files that were made from others at another precision
 """
 
-from edgebench.artifacts.cache import Progress, cache_dir, work_file
+from edgebench.artifacts.cache import Progress, cache_dir
 from edgebench.artifacts.derived import adopt_derived, derived_path, find_derived
 from edgebench.artifacts.obtain import CachedFile, cached, obtain
+from edgebench.artifacts.temporary import work_file
 
 __all__ = [
     "CachedFile",

