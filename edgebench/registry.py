@@ -2,8 +2,8 @@
 
 A family is a sub-package (``edgebench.runtimes``, ``edgebench.sensors``): each of its modules but ``base`` is a
 member, and the file name is the name. Another distribution adds a member with an entry point in the group
-``edgebench.<family>`` whose value is a module. Listing names imports no member, so a missing library costs nothing until
-its runtime is asked for.
+``edgebench.<family>`` whose value is a module. Listing names imports no member, so a missing library costs nothing
+until its runtime is asked for.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ that is once in the cache never asks the network again. Nothing appears under it
 
 from edgebench.artifacts.cache import Progress, cache_dir
 from edgebench.artifacts.derived import adopt_derived, derived_path, find_derived
-from edgebench.artifacts.obtain import CachedFile, cached, obtain
+from edgebench.artifacts.obtain import CachedFile, cached, obtain, obtain_card
 from edgebench.artifacts.temporary import work_file
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "derived_path",
     "find_derived",
     "obtain",
+    "obtain_card",
     "work_file",
 ]

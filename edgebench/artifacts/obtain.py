@@ -61,7 +61,7 @@ def obtain(
         return local.describe(Path(reference).expanduser(), steady)
     if reference not in cards.model_cards() and Path(reference).exists():
         return local.describe(Path(reference), steady)
-    return _from_card(cards.model_card(reference), accept_license=accept_license, verify=verify, progress=steady)
+    return obtain_card(cards.model_card(reference), accept_license=accept_license, verify=verify, progress=steady)
 
 
 def cached() -> list[CachedFile]:
@@ -92,8 +92,12 @@ def _target(card: ModelCard, file: CardFile) -> Path:
     return cache_dir() / "models" / file.sha256 / f"{card.id}.{file.precision}.gguf"
 
 
-def _from_card(card: ModelCard, *, accept_license: bool, verify: bool, progress: Steady) -> Artifact:
+def obtain_card(
+    card: ModelCard, *, accept_license: bool = False, verify: bool = False, progress: Progress | None = None
+) -> Artifact:
+    """The first file of a model card; see `obtain`, which takes the card's id instead."""
     file = card.files[0]
+    progress = Steady(progress)
     target = _target(card, file)
     known = find(target, verify=verify, progress=progress)
     if known is not None:

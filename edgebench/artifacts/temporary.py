@@ -1,8 +1,9 @@
 """Temporary files and folders inside the cache, on its own disk, so that a finished file is only renamed.
 
 Each process has folders of its own, and holds a lock (``flock(2)``) on a file in each. The kernel drops the lock
-when the process ends, however it ends; so a folder whose lock is free was left behind, and is removed by the next process
-that needs one. A folder gets its lasting name only once it is locked: what has the lasting name and no owner is garbage.
+when the process ends, however it ends; so a folder whose lock is free was left behind, and is removed by the next
+process that needs one. A folder gets its lasting name only once it is locked: what has a lasting name and no owner is
+garbage.
 """
 
 from __future__ import annotations

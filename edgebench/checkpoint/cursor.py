@@ -15,6 +15,7 @@ from edgebench.errors import ArtifactError
 _MAX_NAME_BYTES = 1 << 16  # a key is at most 65535 bytes by the format
 _MAX_WALK = 1 << 24  # string elements in all arrays together: 64 times the largest vocabulary in use
 _KEPT_TOTAL = 1 << 24
+_SHOWN = 80
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -117,6 +118,11 @@ class Cursor:
                 self.at = at
                 return
         raise self.damaged(f"ends inside the strings of {what}")
+
+
+def shown(name: str) -> str:
+    """A name from the file as it appears in a sentence: quoted, and not longer than a line."""
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
 
 
 def damaged(path: Path, what: str) -> ArtifactError:

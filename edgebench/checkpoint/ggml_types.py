@@ -1,8 +1,8 @@
 """The storage formats of ggml: how many weights share a block, and how many bytes a block takes.
 
 Source: the block structs in ggml's ``ggml-common.h`` and the ids of ``enum ggml_type`` in ``ggml.h``; the names of
-whole files are ``enum llama_ftype`` in ``llama.h``. Ids that ggml has retired (4, 5, 31-33, 36-38) are absent on purpose: no
-current engine reads them.
+whole files are ``enum llama_ftype`` in ``llama.h``. Ids that ggml has retired (4, 5, 31-33, 36-38) are absent on
+purpose: no current engine reads them.
 """
 
 from __future__ import annotations

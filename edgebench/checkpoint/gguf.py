@@ -1,8 +1,8 @@
 """The header of a GGUF file, read without an engine and without trusting the file.
 
 Layout (ggml ``docs/gguf.md``; all little endian): magic ``GGUF``, u32 version, u64 tensor count, u64 key count; then
-the keys (name, type, value), then the tensor table (name, dimensions, type, offset), then padding to ``general.alignment``,
-then the tensors. A string is a u64 length and UTF-8 bytes; an array is a u32 type, a u64 count and its elements.
+the keys (name, type, value), then the tensor table (name, dimensions, type, offset), then padding to
+``general.alignment``, then the tensors. A string is a u64 length and UTF-8 bytes; an array is a u32 type, a u64 count and its elements.
 
 The file may be truncated, damaged or hostile. Every count, length and offset is compared with the bytes that are left
 *before* anything is made from it; arrays (a vocabulary of 262k words) are walked, never kept; and the totals of walked
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgebench.checkpoint.cursor import ARRAY, SCALARS, STRING, Cursor, damaged
+from edgebench.checkpoint.cursor import ARRAY, SCALARS, STRING, Cursor, damaged, shown
 from edgebench.checkpoint.ggml_types import FILE_TYPES, GGML_TYPES
 from edgebench.errors import ArtifactError, UsageError
 from edgebench.specs import Artifact
@@ -170,18 +170,18 @@ def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Scalar], dict[
     for index in range(count):
         key = cursor.required_text(f"the name of key {index}")
         if key in metadata or key in arrays:
-            raise cursor.damaged(f"has the key {key!r} twice")
-        kind = cursor.u32(f"the type of {key!r}")
+            raise cursor.damaged(f"has the key {shown(key)} twice")
+        kind = cursor.u32(f"the type of {shown(key)}")
         if kind == ARRAY:
-            arrays[key] = cursor.skip_array(repr(key))
+            arrays[key] = cursor.skip_array(shown(key))
         elif kind == STRING:
-            text = cursor.text(repr(key), _LONGEST_KEPT)
+            text = cursor.text(shown(key), _LONGEST_KEPT)
             if text is not None:
                 metadata[key] = text
         elif kind in SCALARS:
-            metadata[key] = cursor.number(SCALARS[kind], repr(key))
+            metadata[key] = cursor.number(SCALARS[kind], shown(key))
         else:
-            raise cursor.damaged(f"has the key {key!r} of the unknown type {kind}")
+            raise cursor.damaged(f"has the key {shown(key)} of the unknown type {kind}")
     return metadata, arrays
 
 
@@ -203,18 +203,18 @@ def _refuse_parts(cursor: Cursor, metadata: Mapping[str, Scalar]) -> None:
 
 def _read_tensor(cursor: Cursor, index: int, alignment: int) -> TensorInfo:
     name = cursor.required_text(f"the name of tensor {index}")
-    rank = cursor.u32(f"the rank of {name!r}")
+    rank = cursor.u32(f"the rank of {shown(name)}")
     if not 1 <= rank <= _MAX_DIMENSIONS:
-        raise cursor.damaged(f"has the tensor {name!r} of rank {rank}, not 1 to {_MAX_DIMENSIONS}")
-    shape = tuple(cursor.u64(f"the shape of {name!r}") for _ in range(rank))
-    kind = GGML_TYPES.get(number := cursor.u32(f"the type of {name!r}"))
+        raise cursor.damaged(f"has the tensor {shown(name)} of rank {rank}, not 1 to {_MAX_DIMENSIONS}")
+    shape = tuple(cursor.u64(f"the shape of {shown(name)}") for _ in range(rank))
+    kind = GGML_TYPES.get(number := cursor.u32(f"the type of {shown(name)}"))
     if kind is None:
-        raise cursor.damaged(f"has the tensor {name!r} of the unknown type {number}")
-    offset = cursor.u64(f"the offset of {name!r}")
+        raise cursor.damaged(f"has the tensor {shown(name)} of the unknown type {number}")
+    offset = cursor.u64(f"the offset of {shown(name)}")
     if 0 in shape or shape[0] % kind.block:
-        raise cursor.damaged(f"has the tensor {name!r} of shape {list(shape)}, not whole blocks of {kind.block}")
+        raise cursor.damaged(f"has the tensor {shown(name)} of shape {list(shape)}, not whole blocks of {kind.block}")
     if offset % alignment:
-        raise cursor.damaged(f"has the tensor {name!r} at the offset {offset}, not a multiple of {alignment}")
+        raise cursor.damaged(f"has the tensor {shown(name)} at the offset {offset}, not a multiple of {alignment}")
     blocks = shape[0] // kind.block
     for dimension in shape[1:]:
         blocks *= dimension
@@ -229,12 +229,12 @@ def _check_tensors(cursor: Cursor, tensors: tuple[TensorInfo, ...], data_offset:
     end, before = 0, ""
     for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
         if tensor.offset < end:
-            raise cursor.damaged(f"has the tensor {tensor.name!r} inside the tensor {before!r}")
+            raise cursor.damaged(f"has the tensor {shown(tensor.name)} inside the tensor {shown(before)}")
         end, before = tensor.offset + tensor.bytes, tensor.name
     missing = data_offset + end - cursor.size
     if missing > 0:
         raise damaged(
-            cursor.path, f"is truncated: {missing} bytes are missing at its end, inside the tensor {before!r}"
+            cursor.path, f"is truncated: {missing} bytes are missing at its end, inside the tensor {shown(before)}"
         )
 
 
