@@ -98,3 +98,7 @@ class StoreError(HostError):
 
 class FetchError(HostError):
     """An artifact cannot be obtained from its source."""
+
+
+class Terminated(BaseException):  # noqa: N818 - named like KeyboardInterrupt, which it accompanies
+    """SIGTERM arrived. Like KeyboardInterrupt it is no `Exception`: only cleaning up may stand in its way."""

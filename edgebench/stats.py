@@ -19,16 +19,20 @@ width.
 
 **Neighbouring rounds resemble each other** when a machine warms up or a neighbour comes and goes. `rounds_interval`
 widens the interval by sqrt((1 + r) / (1 - r)), r being the rank autocorrelation of successive rounds; its known bias of
-about -1/n, and as much again for its own noise, is added. Simulated (20,000 trials, AR(1), n = 6 to 20): at a true
-correlation of 0.2 the plain interval covers 92.2 %, this one 95.3 %; at 0.3, 89.7 % and 94.6 %. Independent rounds pay
-with an interval about 15 % wider.
+about -1/n, and as much again for its own noise, is added. Simulated with AR(1) rounds, n = 6 to 20: at a true
+correlation of 0.2 the plain interval covers 92.2 % at worst, this one 95.6 %; at 0.3, 89.7 % and 94.6 %; at 0.5, 81.8 %
+and 91.3 %. Independent rounds pay with an interval about 15 % wider.
 
-**Why no bootstrap.** The percentile bootstrap of a median cannot leave the data it has: see the coverage it reaches in
-``tests/unit/test_coverage_simulation.py``: @BOOT@.
+**Why no bootstrap.** The percentile bootstrap of a median cannot leave the data it has. Rounds with one-sided spikes,
+nominal 95 %, measured: it covers 75 % (n = 3), 87 % (n = 4), 88 % (n = 6), 89 % (n = 8). `rounds_interval` covers at
+least 95.5 % at any n for that noise.
 
 **Stopping.** Measuring until the interval looks narrow prefers the rounds at which it is narrow by chance. Checked at
 every round, a plain 95 % interval covers 92.6 % in the worst case simulated (two levels 4 % apart, target 2 %). With
-the target met at two consecutive rounds by `rounds_interval` it covers 96 %. `should_stop` does that.
+the target met at two consecutive rounds by `rounds_interval` it covers 96.0 %, and 94.8 % in the worst of 33 cases
+(11 kinds of noise, targets of 1, 2 and 5 %). `should_stop` does that.
+
+The figures are of 20,000 trials each; ``tests/unit/test_coverage_simulation.py`` repeats them with fewer.
 """
 
 from __future__ import annotations

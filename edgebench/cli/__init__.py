@@ -1,5 +1,94 @@
-"""The command line."""
+"""The command line: verbs are found by file name and imported when used; errors become one line and an exit code here.
+
+Exit codes: 0 done; 2 the request is wrong; 3 nothing could be measured; 4 some trials failed; 5 this machine lacks
+something; 130 and 143 interrupted by Ctrl-C and by SIGTERM, with everything measured so far kept.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from edgebench import __version__
+from edgebench.errors import EdgebenchError, Terminated, UnknownNameError
+
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class Verbs(click.Group):
+    """A group whose commands are the modules of this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names of the verb files."""
+        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one verb."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"edgebench.cli.{cmd_name}").command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"edgebench.cli.{cmd_name}.command is no click command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb, or say which one was meant."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            raise UnknownNameError("command", args[0], self.list_commands(ctx), "see edgebench --help")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="edgebench")
+def cli() -> None:
+    """Measure small language models on small machines, and say how far to trust the numbers.
+
+    The main job: edgebench profile --device cpu
+    """
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _fail(error: EdgebenchError) -> int:
+    click.echo(f"edgebench: {error.what}", err=True)
+    click.echo(f"  next: {error.next_step}", err=True)
+    return error.exit_code
+
+
+def _run() -> int:
+    try:
+        result = cli.main(prog_name="edgebench", standalone_mode=False)
+    except EdgebenchError as error:
+        return _fail(error)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("edgebench: interrupted; what was measured is kept. Go on with: edgebench profile --resume", err=True)
+        return _INTERRUPTED
+    except Terminated:
+        click.echo("edgebench: told to stop; what was measured is kept. Go on with: edgebench profile --resume", err=True)
+        return _TERMINATED
+    except BrokenPipeError:
+        # The reader of our output went away (``| head``): nothing is wrong, but nothing more can be said either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point of ``edgebench``."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run())

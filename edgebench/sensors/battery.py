@@ -62,3 +62,8 @@ def detect(host: Host, profile: DeviceProfile | None) -> BatterySensor | None:  
     batteries = supplies.get("Battery", [])
     chargers = [*supplies.get("Mains", []), *supplies.get("USB", [])]
     return BatterySensor(host, batteries, chargers) if batteries else None
+
+
+def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+    """Why there is none here; nothing needs to be done."""
+    return "there is no battery", ""

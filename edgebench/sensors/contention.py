@@ -86,3 +86,8 @@ def detect(host: Host, profile: DeviceProfile | None) -> ContentionSensor | None
         return None
     pressures = tuple(what for what in _PRESSURES if host.try_read(host.proc(f"pressure/{what}")) is not None)
     return ContentionSensor(host, pressures, os.sysconf("SC_CLK_TCK"))
+
+
+def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+    """Why there is none here, and what would help."""
+    return "the kernel shows no CPU times", "mount procfs in this container."

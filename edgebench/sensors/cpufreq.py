@@ -70,3 +70,8 @@ def detect(host: Host, profile: DeviceProfile | None) -> PolicySensor | CpuinfoS
     if policies:
         return PolicySensor(host, sorted(policies, key=natural))
     return CpuinfoSensor(host) if _mean_clock(host) is not None else None
+
+
+def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+    """Why there is none here, and what would help."""
+    return "no frequency driver is loaded and cpuinfo prints no clock", "run on the machine itself, not in a guest."

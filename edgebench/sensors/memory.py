@@ -61,3 +61,8 @@ def detect(host: Host, profile: DeviceProfile | None) -> MemorySensor | None:  #
     if host.try_read(host.proc("meminfo")) is None:
         return None
     return MemorySensor(host, has_cgroup=memory_usage_file(host) is not None)
+
+
+def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+    """Why there is none here, and what would help."""
+    return "the kernel shows no meminfo", "mount procfs in this container."

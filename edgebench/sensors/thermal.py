@@ -65,3 +65,13 @@ def detect(host: Host, profile: DeviceProfile | None) -> ThermalSensor | None:  
             unique = f"{name}.{number}"
         sources[unique] = path
     return ThermalSensor(host, sources) if sources else None
+
+
+def absent(host: Host) -> tuple[str, str]:
+    """Why there is none here, and what would help."""
+    if host.glob(host.sys("class/hwmon"), "hwmon*"):
+        return (
+            "no thermal zone, and no known sensor of a processor",
+            "load its driver: sudo modprobe coretemp (Intel) or k10temp (AMD).",
+        )
+    return "no thermal zone and no sensor chip is visible", "run on the machine itself; a guest sees no temperature."

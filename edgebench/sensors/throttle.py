@@ -115,3 +115,11 @@ def detect(host: Host, profile: DeviceProfile | None) -> ThrottleSensor | None:
         sources.append((Channel(name="throttle.pi_bits", unit="1", kind="gauge"), lambda: _pi_bits(host)))
     sources.extend(_cooling(host))
     return ThrottleSensor(sources) if sources else None
+
+
+def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+    """Why there is none here, and what would help."""
+    return (
+        "neither throttle counters (Intel), firmware flags (Raspberry Pi) nor cooling devices are visible",
+        "watch the clock and the temperature instead; on a Raspberry Pi: sudo apt install raspi-utils",
+    )

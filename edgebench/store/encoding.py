@@ -25,8 +25,9 @@ PLAN_UPGRADES: Mapping[int, Upgrade] = {}
 def upgrade_record(
     builtins: dict[str, Any],
     from_schema: int,
-    upgrades: Mapping[int, Upgrade] = RUN_UPGRADES,
+    upgrades: Mapping[int, Upgrade] | None = None,
     to_schema: int = SCHEMA,
+    what: str = "The record",
 ) -> dict[str, Any]:
     """A record of an older SCHEMA as one of ``to_schema``, step by step.
 
@@ -35,16 +36,17 @@ def upgrade_record(
     """
     if from_schema > to_schema:
         raise StoreError(
-            f"The record was made by a newer edgebench (record schema {from_schema} > {to_schema}).",
+            f"{what} was made by a newer edgebench (record schema {from_schema} > {to_schema}).",
             "upgrade edgebench, or choose another store with --store.",
         )
+    steps = RUN_UPGRADES if upgrades is None else upgrades
     for schema in range(from_schema, to_schema):
-        if schema not in upgrades:
+        if schema not in steps:
             raise StoreError(
-                f"This edgebench cannot read records of schema {schema}.",
+                f"{what} has schema {schema}, which this edgebench cannot read.",
                 "use an edgebench that can, or choose another store with --store.",
             )
-        builtins = upgrades[schema](builtins)
+        builtins = steps[schema](builtins)
     return builtins
 
 
@@ -69,8 +71,13 @@ def encode_run(run: Run) -> bytes:
     return data
 
 
-def decode_run(data: bytes, schema: int = SCHEMA) -> Run:
+def decode_run(data: bytes, schema: int = SCHEMA, what: str = "The record") -> Run:
     """The run in these bytes, upgraded to the current SCHEMA.
+
+    Args:
+        data: JSON, as `encode_run` of this or an older version wrote it.
+        schema: the SCHEMA it was written with.
+        what: how errors name it.
 
     Raises:
         StoreError: when the bytes are not such a record, or a newer one.
@@ -78,11 +85,12 @@ def decode_run(data: bytes, schema: int = SCHEMA) -> Run:
     try:
         if schema == SCHEMA:
             return msgspec.json.decode(data, type=Run)
-        upgraded = upgrade_record(msgspec.json.decode(data, type=dict[str, Any]), schema)
+        upgraded = upgrade_record(msgspec.json.decode(data, type=dict[str, Any]), schema, what=what)
         return msgspec.convert({**upgraded, "schema": SCHEMA}, type=Run)
     except msgspec.DecodeError as error:
         raise StoreError(
-            f"A record of schema {schema} cannot be read: {error}.", "choose another store with --store."
+            f"{what} (schema {schema}) cannot be read: {error}.",
+            "restore the file from a copy, or choose another with --store.",
         ) from error
 
 

@@ -217,6 +217,19 @@ class Store:
             ).all()
             return [queries.session_row(connection, row, self.shown) for row in rows]
 
+    def overview(self, id_or_prefix: str) -> SessionRow:
+        """What became of a session, found as in `session`.
+
+        Raises:
+            UnknownNameError: no such session.
+            UsageError: several sessions start so.
+        """
+        with self._reading() as connection:
+            column = tables.sessions.c.session_id
+            session_id = queries.resolve(connection, column, "session", id_or_prefix)
+            row = connection.execute(sa.select(tables.sessions).where(column == session_id)).one()
+            return queries.session_row(connection, row, self.shown)
+
     def latest_session(self) -> Session | None:
         """The newest session, or None when there is none."""
         return self._latest(sa.true())
@@ -311,4 +324,4 @@ class Store:
                 f"Run {row.run_id} in {self.shown} is damaged: it does not match its sha256 {row.digest[:12]}.",
                 "restore the file from a copy, or choose another with --store.",
             )
-        return decode_run(data, row.schema)
+        return decode_run(data, row.schema, f"Run {row.run_id} in {self.shown}")

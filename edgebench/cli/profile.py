@@ -1,0 +1,161 @@
+"""``edgebench profile``: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgebench.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgebench.plan import Request
+    from edgebench.profile import Outcome
+    from edgebench.specs import Protocol
+
+_DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@click.command()
+@click.option("--device", default="cpu", show_default=True, help="Compute device.")
+@click.option("--model", "models", multiple=True, metavar="MODEL", help="Card id, path/to/model.gguf, or hf:owner/repo/file.gguf@revision. Repeatable.")
+@click.option("--precision", "precisions", multiple=True, metavar="NAME", help="shipped, q8_0, q4_0, q4_k_m... Repeatable, or a list with commas.")
+@click.option("--runtime", "runtimes", multiple=True, metavar="NAME", help="Engine; without it, every installed one. Repeatable.")
+@click.option("--threads", type=int, metavar="N", help="Use N threads instead of searching for the best number.")
+@click.option("--workload", "workloads", multiple=True, metavar="NAME", help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache. Repeatable.")
+@click.option("--budget", metavar="TIME", help="Time for measuring: 90s, 10m.")
+@click.option("--quick", is_flag=True, help="An answer within half a minute: few rounds, wide intervals.")
+@click.option("--thorough", is_flag=True, help="Up to 15 minutes, for intervals of 1 %.")
+@click.option("--output", metavar="FILE.json", type=click.Path(dir_okay=False), help="Also write everything, raw samples included, to a file.")
+@click.option("--resume", is_flag=False, flag_value="last", metavar="[SESSION]", help="Finish an interrupted session; only what is missing is repeated.")
+@click.option("--timeout", metavar="TIME", help="Longest silence of a step before it counts as hanging. [default: 15m]")
+@click.option("--store", metavar="URL", help="Result store: a path or a URL.")
+@click.option("--accept-license", is_flag=True, help="Accept the model's terms before its first download.")
+@click.option("--force-context", is_flag=True, help="Allow workloads longer than the model's context.")
+@click.option("--script", multiple=True, metavar="KEY=VALUE", help="For --runtime fake, e.g. tg_token_s=0.005. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def command(**options: Any) -> int:
+    """Profile a language model: prefill and decode speed, latency, memory, and how far to trust them.
+
+    Without options: the default model as shipped and at two more precisions, on every installed runtime, in two minutes.
+    """
+    from rich.console import Console
+
+    from edgebench.cli._progress import Progress
+    from edgebench.engine.protocol import Limits
+    from edgebench.profile import Options, Profiler
+    from edgebench.units import parse_duration
+
+    listener = Progress(Console(stderr=True), quiet=options["quiet"])
+    request, limits = _request(options), Limits()
+    if options["timeout"]:
+        limits = Limits(load_s=parse_duration(options["timeout"]), block_s=parse_duration(options["timeout"]))
+    _check_output(options["output"])
+    command_line = ("edgebench", *sys.argv[1:])
+    profiler = Profiler(Options(store=options["store"], command=command_line, limits=limits), listener)
+    outcome = profiler.resume(options["resume"]) if options["resume"] else profiler.run(request)
+    listener.clear()
+    _deliver(outcome, options)
+    return outcome.exit_code
+
+
+def _request(options: dict[str, Any]) -> Request:
+    from edgebench.plan import Request
+
+    names = [name for text in options["precisions"] for name in text.split(",") if name]
+    defaults = Request(models=())
+    return Request(
+        models=options["models"] or (_DEFAULT_MODEL,),
+        precisions=names or defaults.precisions,
+        runtimes=options["runtimes"],
+        device=options["device"],
+        threads=options["threads"],
+        workloads=options["workloads"] or defaults.workloads,
+        blocks=1 if options["quick"] else 2,
+        protocol=_protocol(options),
+        script=_script(options["script"]),
+        accept_license=options["accept_license"],
+        force_context=options["force_context"],
+    )
+
+
+def _protocol(options: dict[str, Any]) -> Protocol:
+    from msgspec.structs import replace
+
+    from edgebench.specs import Protocol
+    from edgebench.units import parse_duration
+
+    if options["quick"] and options["thorough"]:
+        raise UsageError("--quick and --thorough contradict each other.", "choose one of them.")
+    protocol = Protocol()
+    if options["quick"]:
+        protocol = Protocol(min_rounds=3, max_rounds=3, budget_s=20.0, target_half_width=0.1)
+    if options["thorough"]:
+        protocol = Protocol(min_rounds=10, max_rounds=60, budget_s=900.0, target_half_width=0.01)
+    if options["budget"]:
+        protocol = replace(protocol, budget_s=parse_duration(options["budget"]))
+    return protocol
+
+
+def _script(pairs: tuple[str, ...]) -> dict[str, float]:
+    script = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        try:
+            script[key] = float(value)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise UsageError(f"{pair!r} is not KEY=NUMBER.", "write for example --script tg_token_s=0.005")
+    return script
+
+
+def _check_output(path: str | None) -> None:
+    """Find out now, not after two minutes of measuring, that the file cannot be written."""
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise UsageError(f"The folder of {path} does not exist.", "make it, or give another --output.")
+
+
+def _deliver(outcome: Outcome, options: dict[str, Any]) -> None:
+    import msgspec
+    from rich.console import Console
+
+    if options["output"]:
+        _write(Path(options["output"]), msgspec.json.format(msgspec.json.encode(outcome), indent=1))
+    if options["as_json"]:
+        click.echo(msgspec.json.encode(msgspec.structs.replace(outcome, runs=())).decode())
+    print_outcome(Console(stderr=options["as_json"]), outcome)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    from edgebench.errors import HostError
+
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise HostError(
+            f"{path} cannot be written: {error.strerror}.",
+            "the session is stored all the same: edgebench runs export -o ANOTHER_FILE",
+        ) from error
+
+
+def print_outcome(console: Any, outcome: Outcome) -> None:
+    """The table, what limits it, and what to look at next."""
+    from edgebench.report import text
+
+    for runtime, rates in outcome.thread_choice.items():
+        settings = next(trial.settings for trial in outcome.plan.trials if trial.runtime == runtime)
+        text.print_threads(console, rates, runtime, (settings.threads, settings.threads_batch))
+    text.print_trials(console, outcome.trials)
+    energies = {trial.energy.reason for trial in outcome.trials if trial.outcome == "ok" and trial.energy.energy_j is None}
+    for reason in sorted(energies):
+        console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
+    text.print_findings(console, outcome.trials)
+    console.print(f"next: {outcome.next_step}", highlight=False, markup=False)

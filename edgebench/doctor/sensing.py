@@ -1,0 +1,63 @@
+"""What can be measured here: each sensor is detected and read once, and energy says why it is absent."""
+
+from __future__ import annotations
+
+from edgebench import registry
+from edgebench.doctor.checks import Check, Section
+from edgebench.host import Host
+from edgebench.provenance import virtualization
+from edgebench.sensors.base import Sensor
+from edgebench.specs import DeviceProfile
+from edgebench.topology import Topology
+
+_SHOWN = 6
+
+
+def examine_sensors(host: Host, topology: Topology, profile: DeviceProfile) -> Section:
+    """One check for each sensor, then one for energy."""
+    checks, has_energy = [], False
+    for name in registry.names("sensors"):
+        module = registry.load("sensors", name)
+        sensor = module.detect(host, profile)
+        if sensor is None:
+            explain = getattr(module, "absent", None)
+            why, fix = explain(host) if explain is not None else (f"nothing here answers to {name}", "")
+            checks.append(Check(name=name, state="missing", says=why, fix=fix))
+            continue
+        has_energy = has_energy or any(channel.unit in {"J", "W"} for channel in sensor.channels())
+        checks.append(_reading(name, sensor))
+    if not has_energy:
+        checks.append(_no_energy(host, topology))
+    return Section(title="What can be measured", checks=tuple(checks))
+
+
+def _reading(name: str, sensor: Sensor) -> Check:
+    """Channels that answer now. Those of a watched process stay silent until one is watched, which is as it should be."""
+    channels, values = sensor.channels(), sensor.read()
+    if hasattr(sensor, "watch"):
+        answering = [channel.name for channel in channels]
+    else:
+        answering = [channel.name for channel, value in zip(channels, values, strict=True) if value is not None]
+    silent = len(channels) - len(answering)
+    if not answering:
+        says = f"found, but none of its {silent} channels gives a value"
+        return Check(name=name, state="warn", says=says, fix="read its files as root; they may need a permission.")
+    shown = ", ".join(channel.removeprefix(f"{name}.") for channel in answering[:_SHOWN])
+    more = f" and {len(answering) - _SHOWN} more" if len(answering) > _SHOWN else ""
+    off = f"; {silent} switched off now" if silent else ""
+    return Check(name=name, state="ok", says=f"{shown}{more} at {1 / sensor.period_s:g} Hz{off}")
+
+
+def _no_energy(host: Host, topology: Topology) -> Check:
+    """Energy is not read by this version; say what the machine would offer."""
+    meter = "use a USB or wall meter; edgebench leaves energy out rather than guess it."
+    zones = host.glob(host.sys("class/powercap"), "intel-rapl:*")
+    rails = host.glob(host.sys("bus/i2c/drivers"), "ina3221*/*")
+    if zones or rails:
+        there = "RAPL zones" if zones else "INA3221 rails"
+        says = f"not measured: this machine has {there}, but this version of edgebench reads no energy sensor yet"
+    elif virtualization(host, topology.flags).value not in {"none", None}:
+        says = "not measurable: no powercap zone (RAPL) and no power rail is visible, because this is a virtual machine"
+    else:
+        says = "not measurable: no powercap zone (RAPL) and no power rail (INA3221) is visible"
+    return Check(name="energy", state="missing", says=says, fix=meter)

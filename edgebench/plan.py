@@ -1,0 +1,271 @@
+"""From a request to trials: find the artifacts, make the precisions, choose the threads.
+
+What cannot be prepared (a damaged file, a precision that the quantizer refuses) becomes a rejected trial with its
+failure, and the rest goes on. What is wrong with the request itself is a `UsageError` before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol as TypingProtocol
+
+from edgebench import artifacts
+from edgebench.checkpoint.gguf import GGUFHeader, identify
+from edgebench.engine.child import Ended, run_job
+from edgebench.engine.messages import QuantizeJob
+from edgebench.engine.protocol import Limits
+from edgebench.errors import EdgebenchError, MissingDependency, UnknownNameError, UsageError
+from edgebench.export.quantize import check_precision
+from edgebench.host import Host
+from edgebench.records import Fact, Failure
+from edgebench.registry import load, names
+from edgebench.runtimes.base import Runtime
+from edgebench.specs import Artifact, Protocol, Settings, TrialSpec, Workload, parse_workload
+from edgebench.topology import Topology, default_threads
+
+SHIPPED = "shipped"
+_FAKE_BITS = {"q4_0": 4.5, "q8_0": 8.5}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, names not yet checked."""
+
+    models: Sequence[str]
+    precisions: Sequence[str] = (SHIPPED, "q8_0", "q4_0")
+    runtimes: Sequence[str] = ()
+    device: str = "cpu"
+    threads: int | None = None
+    workloads: Sequence[str] = ("pp512", "tg128")
+    blocks: int = 2
+    protocol: Protocol = field(default_factory=Protocol)
+    script: dict[str, float] = field(default_factory=dict)
+    accept_license: bool = False
+    force_context: bool = False
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A trial that could not be prepared."""
+
+    trial: TrialSpec
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Trials ready to run, and those that are not."""
+
+    trials: tuple[TrialSpec, ...]
+    rejected: tuple[Rejected, ...]
+
+
+class Teller(TypingProtocol):
+    """Told what preparation does."""
+
+    def progress(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
+        """A download or a hash."""
+        ...
+
+    def step(self, text: str) -> None:
+        """A step that takes a moment."""
+        ...
+
+
+# --- checking the request ---------------------------------------------------------------------------------------------
+
+
+def chosen_runtimes(asked: Sequence[str]) -> tuple[Runtime, ...]:
+    """The runtimes asked for, or every installed one that ``profile`` uses by default.
+
+    Raises:
+        UnknownNameError: for a runtime that does not exist.
+        MissingDependency: when one that was asked for, or all, are not installed.
+    """
+    if asked:
+        runtimes = tuple(load("runtimes", name).RUNTIME for name in dict.fromkeys(asked))
+        for runtime in runtimes:
+            if not runtime.installed():
+                raise MissingDependency(
+                    f"The runtime {runtime.name!r} is not installed.", f"pip install {runtime.package}"
+                )
+        return runtimes
+    every = (load("runtimes", name).RUNTIME for name in names("runtimes"))
+    runtimes = tuple(runtime for runtime in every if runtime.default and runtime.installed())
+    if not runtimes:
+        raise MissingDependency("No runtime is installed.", "pip install llama-cpp-python")
+    return runtimes
+
+
+def check(request: Request) -> tuple[tuple[Runtime, ...], tuple[str, ...], tuple[Workload, ...]]:
+    """Runtimes, precisions and workloads of a request.
+
+    Raises:
+        UsageError: for anything that no machine could do.
+    """
+    if request.device != "cpu":
+        raise UnknownNameError("compute device", request.device, ["cpu"])
+    if request.threads is not None and request.threads < 1:
+        raise UsageError(f"{request.threads} threads cannot compute anything.", "give --threads 1 or more.")
+    runtimes = chosen_runtimes(request.runtimes)
+    precisions = tuple(
+        dict.fromkeys(SHIPPED if name.lower() == SHIPPED else check_precision(name) for name in request.precisions)
+    )
+    workloads = tuple(dict.fromkeys(parse_workload(text) for text in request.workloads))
+    if not (precisions and workloads and request.models):
+        raise UsageError("Nothing was asked for.", "give at least one model, one precision and one workload.")
+    if request.script:
+        if [runtime.name for runtime in runtimes] != ["fake"]:
+            raise UsageError("--script is for the fake runtime only.", "add --runtime fake, or leave --script out.")
+        load("runtimes", "fake").check_script(request.script)
+    return runtimes, precisions, workloads
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def settings_for(request: Request, topology: Topology, threads: int, threads_batch: int) -> Settings:
+    """Settings with these threads; on a machine with core classes they are kept on the fast ones.
+
+    llama.cpp splits work evenly and waits for the slowest thread, so one slow core halves the speed
+    (llama.cpp issue 7176). Where all cores are alike nothing is pinned, as in llama-bench.
+    """
+    cores = topology.physical_cores.value
+    mixed = isinstance(cores, int) and len(topology.performance_cpus) < min(cores, len(topology.allowed))
+    fits = max(threads, threads_batch) <= len(topology.performance_cpus)
+    return Settings(
+        device=request.device,
+        threads=threads,
+        threads_batch=threads_batch,
+        cpus=topology.performance_cpus if mixed and fits else (),
+    )
+
+
+def thread_counts(topology: Topology) -> tuple[int, ...]:
+    """Thread counts worth trying: powers of two, all but one, and all performance cores."""
+    most, _ = default_threads(topology)
+    powers = {1 << bit for bit in range(most.bit_length()) if 1 << bit <= most}
+    return tuple(sorted(powers | {most} | ({most - 1} if most > 2 else set())))
+
+
+# --- artifacts --------------------------------------------------------------------------------------------------------
+
+
+class Preparer:
+    """Makes the trials of a request."""
+
+    def __init__(self, request: Request, host: Host, topology: Topology, teller: Teller) -> None:
+        self._request, self._host, self._topology, self._teller = request, host, topology, teller
+        self._runtimes, self._precisions, self._workloads = check(request)
+        self._sources = self._obtain_all()
+
+    @property
+    def runtimes(self) -> tuple[Runtime, ...]:
+        """The runtimes of the request."""
+        return self._runtimes
+
+    def _obtain_all(self) -> dict[str, Artifact | EdgebenchError]:
+        """The file of each model, or why there is none. A wrong request stops everything; a bad file does not."""
+        found: dict[str, Artifact | EdgebenchError] = {}
+        if {runtime.name for runtime in self._runtimes} == {"fake"}:
+            return {model: _fake_artifact(model, SHIPPED) for model in self._request.models}
+        for model in dict.fromkeys(self._request.models):
+            try:
+                artifact = artifacts.obtain(
+                    model, accept_license=self._request.accept_license, progress=self._teller.progress
+                )
+                artifact, header = identify(artifact)
+            except UsageError:
+                raise
+            except EdgebenchError as error:
+                found[model] = error
+                continue
+            self._check_context(header, artifact)
+            found[model] = artifact
+        return found
+
+    def _check_context(self, header: GGUFHeader, artifact: Artifact) -> None:
+        needed = max(workload.n + workload.depth for workload in self._workloads)
+        trained = header.context_length
+        if trained is not None and needed > trained and not self._request.force_context:
+            raise UsageError(
+                f"The workloads need {needed} tokens of context; {artifact.model} was trained for {trained}.",
+                "choose smaller workloads, or add --force-context to measure anyway.",
+            )
+
+    def prepare(self, settings: dict[str, Settings], maker: Fact) -> Prepared:
+        """All trials: every model at every precision on every runtime.
+
+        Args:
+            settings: by runtime name.
+            maker: version of the quantizer, part of the identity of what it makes.
+        """
+        trials: list[TrialSpec] = []
+        rejected: list[Rejected] = []
+        for model, source in self._sources.items():
+            for precision in self._precisions:
+                made = self._at_precision(model, source, precision, maker)
+                for runtime in self._runtimes:
+                    artifact = made if isinstance(made, Artifact) else _placeholder(model, precision, runtime)
+                    trial = self._trial(artifact, runtime, settings[runtime.name])
+                    if isinstance(made, Failure):
+                        rejected.append(Rejected(trial, made))
+                    elif trial not in trials:
+                        trials.append(trial)
+        return Prepared(tuple(trials), tuple(rejected))
+
+    def _trial(self, artifact: Artifact, runtime: Runtime, settings: Settings) -> TrialSpec:
+        return TrialSpec(
+            artifact=artifact,
+            runtime=runtime.name,
+            settings=settings,
+            workloads=self._workloads,
+            blocks=self._request.blocks,
+            script=self._request.script,
+        )
+
+    def _at_precision(
+        self, model: str, source: Artifact | EdgebenchError, precision: str, maker: Fact
+    ) -> Artifact | Failure:
+        if isinstance(source, EdgebenchError):
+            return Failure(kind="bad-artifact", says=source.what, next_step=source.next_step, phase="prepare")
+        if precision in (SHIPPED, source.precision):
+            return source
+        if source.format == "fake":
+            return _fake_artifact(model, precision)
+        return self._quantized(source, precision, str(maker.value or "unknown llama.cpp"))
+
+    def _quantized(self, source: Artifact, precision: str, maker: str) -> Artifact | Failure:
+        existing = artifacts.find_derived(source, precision, maker)
+        if existing is not None:
+            return existing
+        self._teller.step(f"making {precision} of {source.model}")
+        target = artifacts.work_file(".gguf")
+        threads, _ = default_threads(self._topology)
+        job = QuantizeJob(source=source.path, target=str(target), precision=precision, threads=threads)
+        ended: Ended = run_job(job, self._host, Limits(load_s=3600.0))
+        if ended.failure is not None or ended.attempt.finished is None:
+            target.unlink(missing_ok=True)
+            return ended.failure or Failure(
+                kind="protocol", says="the quantizer gave no answer", next_step="try again.", phase="quantize"
+            )
+        return artifacts.adopt_derived(source, precision, maker, target, ended.attempt.finished.notes)
+
+
+def _fake_artifact(model: str, precision: str) -> Artifact:
+    return Artifact(
+        model=model,
+        precision=precision,
+        format="fake",
+        path="",
+        bytes=round(1000 * _FAKE_BITS.get(precision, 16) / 8),
+        sha256="0" * 64,
+        origin="scripted",
+    )
+
+
+def _placeholder(model: str, precision: str, runtime: Runtime) -> Artifact:
+    """Stands in the record of a trial whose artifact could not be made: it has no bytes and no hash."""
+    return Artifact(model=model, precision=precision, format=runtime.formats[0], path="", bytes=0, sha256="")
+

@@ -1,0 +1,139 @@
+"""The result of a session as text for a terminal: a table, the findings with their remedies, the next step.
+
+Only lays out what ``analysis`` decided. On a narrow terminal the table becomes one block of lines per trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgebench.analysis.summary import Estimate, TrialSummary
+from edgebench.records import EngineMemory, Finding
+from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
+
+_WIDE = 118
+_STYLE = {"invalid": "bold red", "suspect": "yellow", "note": "dim"}
+
+
+def print_trials(console: Console, trials: Sequence[TrialSummary]) -> None:
+    """The table of a session, or one block per trial where it does not fit."""
+    rows = [_Row(trial) for trial in trials]
+    if console.width >= _WIDE:
+        console.print(_table(rows))
+        return
+    for row in rows:
+        console.print(Text(row.title, style="bold"))
+        for name, value in row.cells().items():
+            if value:
+                console.print(f"  {name:<12} {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_findings(console: Console, trials: Sequence[TrialSummary]) -> None:
+    """Every distinct finding once, with the trials it concerns, the worst first."""
+    for finding, concerned in _distinct(trials):
+        where = "" if len(concerned) == len(trials) else f" [{', '.join(concerned)}]"
+        line = Text(f"{finding.severity}: ", style=_STYLE[finding.severity])
+        line.append(f"{finding.kind}{where}: {finding.says}", style="default")
+        console.print(line, soft_wrap=False)
+        console.print(Text(f"  -> {finding.remedy}", style="dim"))
+
+
+def _distinct(trials: Sequence[TrialSummary]) -> list[tuple[Finding, list[str]]]:
+    found: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
+    for trial in trials:
+        for finding in trial.findings:
+            entry = found.setdefault((finding.kind, finding.says), (finding, []))
+            entry[1].append(_label(trial))
+    order = {"invalid": 0, "suspect": 1, "note": 2}
+    return sorted(found.values(), key=lambda entry: order[entry[0].severity])
+
+
+def _label(trial: TrialSummary) -> str:
+    return trial.trial.artifact.precision
+
+
+class _Row:
+    """The cells of one trial as text."""
+
+    def __init__(self, trial: TrialSummary) -> None:
+        self._trial = trial
+        artifact = trial.trial.artifact
+        self.title = f"{artifact.model} {artifact.precision} on {trial.trial.runtime}"
+
+    def cells(self) -> dict[str, str]:
+        """Column name to text; an unmeasured cell is empty."""
+        trial, artifact = self._trial, self._trial.trial.artifact
+        settings = trial.trial.settings
+        threads = f"{settings.threads}"
+        if settings.threads != settings.threads_batch:
+            threads = f"{settings.threads} / {settings.threads_batch}"
+        cells = {
+            "precision": artifact.precision,
+            "bpw": f"{trial.loaded.bits_per_weight:.2f}" if trial.loaded else "",
+            "file MiB": format_bytes_mib(artifact.bytes) if artifact.bytes else "",
+            "threads": threads,
+            "load": format_seconds(trial.load_s.value) if trial.load_s else "",
+        }
+        if trial.outcome != "ok":
+            reason = trial.failure.says if trial.failure else "no reason given"
+            return {**cells, "result": f"{trial.outcome}: {reason}"}
+        for name, summary in trial.workloads.items():
+            cells[f"{name} tok/s"] = rate_text(summary.tokens_per_s)
+        cells["TTFT"] = _first(summary.ttft_s for summary in trial.workloads.values())
+        cells["ITL p95"] = _first(summary.itl_p95_s for summary in trial.workloads.values())
+        cells["RAM MiB"] = _memory(trial)
+        cells["rounds"] = str(trial.rounds_ok) + (f" ({trial.rounds_failed} failed)" if trial.rounds_failed else "")
+        serious = sum(finding.severity != "note" for finding in trial.findings)
+        notes = len(trial.findings) - serious
+        cells["findings"] = ", ".join(
+            text for text in (f"{serious} serious" if serious else "", f"{notes} notes" if notes else "") if text
+        )
+        return cells
+
+
+def rate_text(estimate: Estimate) -> str:
+    """``213 ±1.2 %``, or the value alone where there is no interval."""
+    return format_estimate(estimate.value, estimate.low, estimate.high)
+
+
+def _first(estimates: Iterable[Estimate | None]) -> str:
+    return next((format_seconds(one.value) for one in estimates if one is not None), "")
+
+
+def _memory(trial: TrialSummary) -> str:
+    """Peak resident memory, and the engine's account: weights + KV + compute."""
+    peak = format_bytes_mib(trial.rss_peak) if trial.rss_peak is not None else "?"
+    engine = trial.memory.engine
+    return peak if engine is None else f"{peak} ({engine_text(engine)})"
+
+
+def engine_text(engine: EngineMemory) -> str:
+    """``weights + KV + compute`` in MiB."""
+    parts = (sum(engine.weights.values()), engine.kv, engine.compute + engine.output)
+    return " + ".join(f"{part / 2**20:.0f}" for part in parts)
+
+
+def _table(rows: Sequence[_Row]) -> Table:
+    cells = [row.cells() for row in rows]
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("precision", "findings", "result") else "right")
+    for row in cells:
+        table.add_row(*(Text(row.get(name, "")) for name in columns))
+    return table
+
+
+def print_threads(console: Console, rates: dict[str, dict[int, float]], runtime: str, chosen: tuple[int, int]) -> None:
+    """What the thread search saw, and what it chose."""
+    parts = []
+    for kind, name in (("tg", "decode"), ("pp", "prefill")):
+        seen = ", ".join(f"{count}: {format_rate(rate)}" for count, rate in sorted(rates.get(kind, {}).items()))
+        if seen:
+            parts.append(f"{name} {chosen[0] if kind == 'tg' else chosen[1]} (tok/s at {seen})")
+    if parts:
+        console.print(f"threads for {runtime}: " + "; ".join(parts), highlight=False, markup=False)
