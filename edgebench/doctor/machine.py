@@ -52,7 +52,7 @@ def _memory(host: Host) -> Check:
     sizes = parse_sizes(host.try_read(host.proc("meminfo")) or "")
     total, available = sizes.get("MemTotal"), sizes.get("MemAvailable")
     if total is None:
-        return Check(name="memory", state="missing", says="meminfo gives no total", fix="mount procfs here.")
+        return Check(name="ram", state="missing", says="meminfo gives no total", fix="mount procfs here.")
     says = f"{format_bytes_mib(total)} MiB"
     says += f", {format_bytes_mib(available)} MiB available now" if available is not None else ""
     limit = provenance.memory_limit(host)
@@ -60,8 +60,8 @@ def _memory(host: Host) -> Check:
         effective = min(total, limit.value)
         says += f"; the container may use {format_bytes_mib(effective)} MiB"
     else:
-        says += f"; container limit: {limit.unknown_because}"
-    return Check(name="memory", state="ok", says=says)
+        says += f"; container: {limit.unknown_because}"
+    return Check(name="ram", state="ok", says=says)
 
 
 def _fact(name: str, fact: Fact, warn_unless: str | None = None) -> Check:

@@ -32,7 +32,7 @@ def examine_sensors(host: Host, topology: Topology, profile: DeviceProfile) -> S
 
 
 def _reading(name: str, sensor: Sensor) -> Check:
-    """Channels that answer now. Those of a watched process stay silent until one is watched, which is as it should be."""
+    """Channels that answer now. Those of a watched process are silent until one is watched: no fault of theirs."""
     channels, values = sensor.channels(), sensor.read()
     if hasattr(sensor, "watch"):
         answering = [channel.name for channel in channels]

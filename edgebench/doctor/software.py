@@ -97,7 +97,8 @@ def _place(name: str, path: Path, variable: str) -> Check:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     fix = f"export {variable}=/path/to/a/writable/place"
-    if not os.access(existing, os.W_OK):
+    blocked = existing != path and not existing.is_dir()
+    if blocked or not os.access(existing, os.W_OK):
         return Check(name=name, state="warn", says=f"{path}: {existing} cannot be written", fix=fix)
     free = shutil.disk_usage(existing).free
     says = f"{path}: writable, {free / 2**30:.1f} GiB free" + ("" if path.exists() else ", not made yet")

@@ -1,4 +1,4 @@
-"""Topologies of the boards and machines that differ in kind, each as a tree of the files that the kernel shows there."""
+"""Topologies of machines that differ in kind, each as a tree of the files that the kernel shows there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def raspberry_pi_5() -> dict[str, str]:
         for index, (level, kind, size) in enumerate(
             [(1, "Data", "64K"), (2, "Unified", "512K"), (3, "Unified", "2048K")]
         ):
-            files |= {f"{base}/index{index}/{k}": f"{v}\n" for k, v in dict(level=level, type=kind, size=size).items()}
+            values = {"level": level, "type": kind, "size": size}
+            files |= {f"{base}/index{index}/{key}": f"{value}\n" for key, value in values.items()}
     return files
 
 
@@ -60,7 +61,7 @@ def rk3588() -> dict[str, str]:
     return files
 
 
-def hybrid_laptop(clocks: bool = True) -> dict[str, str]:
+def hybrid_laptop(*, clocks: bool = True) -> dict[str, str]:
     """i5-1340P: CPUs 0-7 are 4 performance cores with two threads, 8-15 are efficiency cores."""
     text = "\n".join(
         f"processor\t: {cpu}\nmodel name\t: 13th Gen Intel(R) Core(TM) i5-1340P\nflags\t\t: fpu avx2 fma avx_vnni\n"
