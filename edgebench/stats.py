@@ -135,7 +135,8 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Interv
     k = _rank(n, confidence)
     if k:
         return Interval(ordered[k - 1], ordered[n - k], confidence)
-    factor = (ordered[-1] / ordered[0]) ** _stretch(n, confidence)
+    # exp(300) says "anything" as well as any larger number, and is still finite when it meets a rate.
+    factor = math.exp(min(300.0, math.log(ordered[-1] / ordered[0]) * _stretch(n, confidence)))
     return Interval(ordered[0] / factor, ordered[-1] * factor, confidence)
 
 

@@ -7,6 +7,7 @@ sleep at the barrier that follows every matrix product; prefill did not change.
 
 from __future__ import annotations
 
+from edgebench.analysis.simd import missing_simd
 from edgebench.records import Finding, Run
 
 
@@ -19,6 +20,7 @@ def condition_findings(run: Run) -> tuple[Finding, ...]:
         _omp_environment(run),
         _too_many_threads(run),
         _context_forced(run),
+        _missing_simd(run),
     )
     return tuple(finding for finding in found if finding is not None)
 
@@ -146,4 +148,19 @@ def _context_forced(run: Run) -> Finding | None:
         "the speed is real, the text would not be.",
         remedy=f"Stay within {trained} tokens of length plus depth.",
         evidence={"context_trained": trained},
+    )
+
+
+def _missing_simd(run: Run) -> Finding | None:
+    provenance = run.provenance
+    missing = missing_simd(provenance.cpu_flags, str(provenance.runtime_build.value or ""), provenance.machine)
+    if not missing:
+        return None
+    return Finding(
+        kind="missing_simd",
+        severity="suspect",
+        says=f"The engine was built without {', '.join(missing)}, which this CPU has: it is slower than it could be.",
+        remedy="Build it on this machine: `CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python "
+        "--force-reinstall llama-cpp-python`.",
+        evidence={"missing": " ".join(missing)},
     )

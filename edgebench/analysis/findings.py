@@ -318,7 +318,12 @@ def merge_findings(rounds: Sequence[Iterable[Finding]]) -> tuple[Finding, ...]:
         for kind in kinds:
             counts[kind] = counts.get(kind, 0) + 1
     merged = [_merge(found, counts[kind], len(rounds)) for kind, found in by_kind.items()]
-    return tuple(sorted(merged, key=lambda finding: (_RANK[finding.severity], finding.kind)))
+    return gravest_first(merged)
+
+
+def gravest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """``invalid``, ``suspect``, ``note``; alphabetically within each."""
+    return tuple(sorted(findings, key=lambda finding: (_RANK[finding.severity], finding.kind)))
 
 
 def _merge(findings: Sequence[Finding], hit: int, rounds: int) -> Finding:
@@ -332,6 +337,3 @@ def _merge(findings: Sequence[Finding], hit: int, rounds: int) -> Finding:
         remedy=worst.remedy,
         evidence={**worst.evidence, "in_rounds": hit, "of_rounds": rounds},
     )
-
-
-__all__ = ["contention_finding", "merge_findings", "run_findings", "trial_findings"]

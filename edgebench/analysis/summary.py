@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from edgebench import stats
 from edgebench.analysis.disturbance import disturbed_blocks
-from edgebench.analysis.findings import contention_finding, merge_findings, run_findings, trial_findings
+from edgebench.analysis.findings import (
+    contention_finding,
+    gravest_first,
+    merge_findings,
+    run_findings,
+    trial_findings,
+)
 from edgebench.analysis.resources import merge_energy, merge_memory, rss_peak
 from edgebench.records import Block, Energy, Failure, Finding, Loaded, MemoryUse, Outcome, Record, Run
 from edgebench.specs import Protocol, TrialSpec, Workload
@@ -107,10 +113,12 @@ def summarize(runs: Sequence[Run], protocol: Protocol) -> TrialSummary:
         memory=merge_memory([run.memory for run in good or bad]),
         rss_peak=rss_peak([run.memory for run in good or bad]),
         energy=merge_energy([run.energy for run in good or bad]),
-        findings=(
-            *findings,
-            *(trial_findings(values, protocol) if good else ()),
-            *merge_findings([_beside_contention(run) for run in rounds]),
+        findings=gravest_first(
+            [
+                *findings,
+                *(trial_findings(values, protocol) if good else ()),
+                *merge_findings([_beside_contention(run) for run in rounds]),
+            ]
         ),
     )
 
