@@ -133,10 +133,9 @@ def round_values(run: Run) -> dict[str, float]:
 
     The median of the clean blocks, or of all blocks where none is clean.
     """
-    values = {}
+    values, disturbed = {}, disturbed_blocks(run)
     for workload in run.trial.workloads:
         blocks = [block for block in run.blocks if block.workload == workload.name]
-        disturbed = disturbed_blocks(run)
         clean = [block for block in blocks if (block.workload, block.index) not in disturbed]
         if blocks:
             values[workload.name] = stats.median([block.tokens_per_s for block in clean or blocks])
