@@ -62,28 +62,41 @@ def append_only(table: sa.Table) -> list[str]:
 
 
 def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
-    """A connection whose transactions are begun by us (``isolation_level=None``).
-
-    A WAL database in a folder that cannot be written can be read only as ``immutable``
-    (https://sqlite.org/wal.html#read_only_databases); that is safe when no log is pending.
-    """
-    mode = "?mode=ro" if read_only else "?mode=rwc"
-    log = Path(f"{path}-wal")
-    if read_only and not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size):
-        mode += "&immutable=1"
+    """A connection whose transactions are begun by us (``isolation_level=None``)."""
+    mode, promise = _access(path) if read_only else ("rwc", "")
     connection = sqlite3.connect(
-        path.as_uri() + mode, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        f"{path.as_uri()}?mode={mode}{promise}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
     )
     try:
         connection.execute("PRAGMA foreign_keys = ON")
-        if not read_only:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA fullfsync = ON")  # macOS: through the drive's own cache; no effect elsewhere
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA fullfsync = ON")  # macOS: through the drive's own cache; no effect elsewhere
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+        else:
             _use_wal(connection)
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _access(path: Path) -> tuple[str, str]:
+    """How a reader opens the file: (mode, further promise).
+
+    A reader that may write tidies up the log of a killed writer when it closes; ``query_only`` keeps it from writing
+    rows. In a folder that cannot be written, a WAL database can be read only as ``immutable``, which is safe when no
+    log is pending (https://sqlite.org/wal.html#read_only_databases).
+    """
+    if os.access(path.parent, os.W_OK):
+        return ("rw" if os.access(path, os.W_OK) else "ro"), ""
+    log = Path(f"{path}-wal")
+    pending = log.exists() and log.stat().st_size > 0
+    return "ro", "" if pending else "&immutable=1"
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

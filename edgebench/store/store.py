@@ -77,25 +77,39 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.connect() as connection:
-                yield connection
-        except exc.DBAPIError as error:
-            raise sqlite.trouble(self.shown, error) from error
+        with self._complaining(), self._engine.connect() as connection:
+            yield connection
 
     @contextmanager
-    def _writing(self, what: str = "") -> Iterator[sa.Connection]:
-        """One durable transaction; ``what`` explains a refused constraint."""
+    def _writing(self, what: str) -> Iterator[sa.Connection]:
+        """One durable transaction; ``what`` is named when a constraint refuses it."""
         try:
-            with self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            with (
+                self._complaining(),
+                self._engine.connect().execution_options(writes=True) as connection,
+                connection.begin(),
+            ):
                 yield connection
         except exc.IntegrityError as error:
             raise StoreError(
                 f"The result store {self.shown} refused {what}: {error.orig}.",
                 "report this: ids must be new, and a session must be begun before its runs.",
             ) from error
+
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """Complaints of the database as errors with a next step."""
+        try:
+            yield
+        except exc.IntegrityError:
+            raise
         except exc.DBAPIError as error:
             raise sqlite.trouble(self.shown, error) from error
+        except UnicodeDecodeError as error:  # SQLite quotes the damaged bytes, and Python cannot read the complaint
+            raise StoreError(
+                f"The result store {self.shown} is damaged ({error}).",
+                "move the file away, or choose another with --store.",
+            ) from error
 
     # --- versions
 
