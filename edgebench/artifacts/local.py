@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from edgebench.artifacts.cache import Progress, known_hash
@@ -20,7 +21,7 @@ def describe(path: Path, progress: Progress | None = None) -> Artifact:
         CacheError: when the hash cannot be remembered.
     """
     try:
-        path = path.resolve(strict=True)
+        path = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop of links
         _require_gguf(path)
         size, sha256 = path.stat().st_size, known_hash(path, progress)
     except FileNotFoundError as error:

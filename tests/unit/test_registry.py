@@ -37,7 +37,7 @@ def test_a_member_is_loaded_by_its_file_name():
 
 
 def test_an_unknown_name_says_what_was_meant():
-    with pytest.raises(UnknownNameError, match="There is no sensor 'memroy'.*did you mean 'memory'"):
+    with pytest.raises(UnknownNameError, match=r"There is no sensor 'memroy'.*did you mean 'memory'"):
         registry.load("sensors", "memroy")
 
 
