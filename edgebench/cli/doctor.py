@@ -47,17 +47,17 @@ def _render(sections: Sequence[Section]) -> None:
     console = Console(highlight=False)
     for section in sections:
         console.print(Text(section.title, style="bold"))
-        table = Table.grid(padding=(0, 2))
-        table.add_column(width=4)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
+        widest = max(len(check.name) for check in section.checks)
         for check in section.checks:
             mark, style = _MARKS[check.state]
-            says = Text(check.says)
-            if check.fix:
-                says.append(f"\nfix: {check.fix}", style="cyan")
-            table.add_row(Text(mark, style=style), check.name, says)
-        console.print(table)
+            row = Table.grid(padding=(0, 2))
+            row.add_column(width=4)
+            row.add_column(width=widest)
+            row.add_column(overflow="fold")
+            row.add_row(Text(mark, style=style), Text(check.name), Text(check.says))
+            console.print(row)
+            if check.fix:  # never broken into lines, so that a command can be copied
+                console.print(Text(f"      fix: {check.fix}", style="cyan"), soft_wrap=True)
         console.print()
     problems = sum(check.state == "warn" for section in sections for check in section.checks)
     console.print(f"{problems} to fix or to keep in mind." if problems else "Nothing to fix.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgebench import registry
 from edgebench.doctor.checks import Check, Section
-from edgebench.host import Host
+from edgebench.host import Host, Unavailable
 from edgebench.provenance import virtualization
 from edgebench.sensors.base import Sensor
 from edgebench.specs import DeviceProfile
@@ -41,7 +41,7 @@ def _reading(name: str, sensor: Sensor) -> Check:
     silent = len(channels) - len(answering)
     if not answering:
         says = f"found, but none of its {silent} channels gives a value"
-        return Check(name=name, state="warn", says=says, fix="read its files as root; they may need a permission.")
+        return Check(name=name, state="warn", says=says, fix="try again as root: sudo edgebench doctor")
     shown = ", ".join(channel.removeprefix(f"{name}.") for channel in answering[:_SHOWN])
     more = f" and {len(answering) - _SHOWN} more" if len(answering) > _SHOWN else ""
     off = f"; {silent} switched off now" if silent else ""
@@ -50,14 +50,27 @@ def _reading(name: str, sensor: Sensor) -> Check:
 
 def _no_energy(host: Host, topology: Topology) -> Check:
     """Energy is not read by this version; say what the machine would offer."""
-    meter = "use a USB or wall meter; edgebench leaves energy out rather than guess it."
-    zones = host.glob(host.sys("class/powercap"), "intel-rapl:*")
-    rails = host.glob(host.sys("bus/i2c/drivers"), "ina3221*/*")
-    if zones or rails:
-        there = "RAPL zones" if zones else "INA3221 rails"
-        says = f"not measured: this machine has {there}, but this version of edgebench reads no energy sensor yet"
+    meter = "use a USB or wall meter; nothing is guessed in its place."
+    there = _power_sources(host)
+    if there:
+        says = f"not measured: this machine has {' and '.join(there)}, but this version reads no energy sensor yet"
     elif virtualization(host, topology.flags).value not in {"none", None}:
         says = "not measurable: no powercap zone (RAPL) and no power rail is visible, because this is a virtual machine"
     else:
-        says = "not measurable: no powercap zone (RAPL) and no power rail (INA3221) is visible"
+        says = "not measurable: no powercap zone (RAPL) and no power rail (INA3221, PMIC) is visible"
     return Check(name="energy", state="missing", says=says, fix=meter)
+
+
+def _power_sources(host: Host) -> list[str]:
+    """What on this machine could tell power or energy."""
+    found = []
+    if host.glob(host.sys("class/powercap"), "intel-rapl:*"):
+        found.append("powercap zones (RAPL)")
+    if host.glob(host.sys("bus/i2c/drivers"), "ina3221*/*"):
+        found.append("INA3221 rails")
+    try:
+        if "current(" in host.run(["vcgencmd", "pmic_read_adc"]).stdout:
+            found.append("PMIC rails (Raspberry Pi 5)")
+    except Unavailable:
+        pass  # no such tool: no such rails
+    return found

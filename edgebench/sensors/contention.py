@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 
 from edgebench.host import Host
-from edgebench.kerneltext import parse_count, parse_counts
+from edgebench.kerneltext import find_counts, parse_count
 from edgebench.records import Channel
 from edgebench.specs import DeviceProfile
 
@@ -52,8 +52,7 @@ class ContentionSensor:
         values = [*self._cpu_time()]
         values.extend(self._pressure(what) for what in self._pressures)
         values.append(self._own_cpu())
-        counts = parse_counts(self._host.try_read(self._host.proc("vmstat")) or "")
-        values.extend(counts.get(name) for name in _EVENTS)
+        values.extend(find_counts(self._host.try_read(self._host.proc("vmstat")) or "", _EVENTS))
         return values
 
     def _cpu_time(self) -> tuple[float | None, float | None]:

@@ -46,6 +46,8 @@ def test_the_hybrid_takes_the_version_1_hierarchy_and_its_largest_number_is_no_l
     assert group.version == 1
     assert [d.name for d in group.directories] == ["b", "a", "memory"]
     assert cgroups.memory_limit(host) == 2**31
+    (tmp_path / "sys/fs/cgroup/memory/a/memory.limit_in_bytes").unlink()
+    assert cgroups.memory_limit(host) is None
 
 
 def test_usage_is_that_of_the_innermost_group(tmp_path):

@@ -10,6 +10,7 @@ from edgebench.host import Host
 from edgebench.kerneltext import (
     channel_part,
     cpuinfo_blocks,
+    find_counts,
     natural,
     parse_count,
     parse_counts,
@@ -35,6 +36,11 @@ def test_sizes_are_bytes_and_lines_without_a_size_are_left_out():
 
 def test_counts_that_are_no_numbers_are_left_out():
     assert parse_counts("pgmajfault 667\npswpin -1\nx y z\nbig " + "9" * 30) == {"pgmajfault": 667}
+
+
+def test_counts_are_found_by_whole_names_and_none_where_they_are_no_numbers():
+    text = "xpgmajfault 1\npgmajfault 667\npswpin -1\npgmajfault_file 2\nlast 5"
+    assert find_counts(text, ("pgmajfault", "pswpin", "last", "absent")) == [667, None, 5, None]
 
 
 @pytest.mark.parametrize(("text", "size"), [("2048K", 2**21), ("16M", 2**24), ("1G", 2**30), ("7", 7), ("K", None)])

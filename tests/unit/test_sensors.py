@@ -174,7 +174,7 @@ def test_a_raspberry_pi_5_answers_through_the_firmwares_tool(tmp_path):
 def test_a_raspberry_pi_4_answers_through_the_kernels_copy_in_hexadecimal_without_prefix(tmp_path):
     changes = {
         "commands/vcgencmd get_throttled": None,
-        "sys/devices/platform/soc/soc:firmware/get_throttled": "f50005\n",
+        "sys/devices/platform/soc/soc:firmware/get_throttled": "f5fff5\n",
     }
     sensor = throttle.detect(tree(tmp_path, "raspberry-pi-5", **changes), None)
     assert sensor is not None
