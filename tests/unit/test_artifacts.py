@@ -372,7 +372,10 @@ def test_a_known_file_is_not_read_again_until_it_changes(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(BODY)
     read: list[str] = []
-    progress = lambda what, _done, _total: read.append(what)
+
+    def progress(what: str, _done: int, _total: int | None) -> None:
+        read.append(what)
+
     artifacts.obtain(str(path), progress=progress)
     assert read
     read.clear()
