@@ -35,7 +35,7 @@ def chunks(store: Store, session_id: str | None, form: str) -> Iterator[bytes]:
         for run in runs:
             yield msgspec.json.encode(run) + b"\n"
     elif form == "csv":
-        yield from _csv(runs)
+        yield from csv_lines(runs)
     else:
         yield from _document(store, session_id, runs)
 
@@ -55,7 +55,8 @@ def _document(store: Store, session_id: str | None, runs: Iterable[Run]) -> Iter
 # --- csv --------------------------------------------------------------------------------------------------------------
 
 
-def _csv(runs: Iterable[Run]) -> Iterator[bytes]:
+def csv_lines(runs: Iterable[Run]) -> Iterator[bytes]:
+    """A head, then one row per block; a run without blocks has one row too."""
     yield _line([*_run_cells(None), *_FIGURES])
     for run in runs:
         cells = list(_run_cells(run).values())

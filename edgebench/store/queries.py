@@ -8,10 +8,10 @@ import msgspec
 import sqlalchemy as sa
 
 from edgebench.errors import StoreError, UnknownNameError, UsageError
-from edgebench.records import Run
+from edgebench.records import SCHEMA, Run
 from edgebench.specs import Plan
 from edgebench.store import tables
-from edgebench.store.encoding import PLAN_UPGRADES, upgrade_record
+from edgebench.store.encoding import PLAN_UPGRADES, sha256, upgrade_record
 from edgebench.store.rows import Session, SessionRow
 
 
@@ -43,6 +43,27 @@ def unrecorded(session_id: str) -> sa.Select[Any]:
     )
 
 
+def session_columns(session: Session) -> dict[str, str | int]:
+    """The row of a session."""
+    command = msgspec.json.encode(session.command).decode()
+    plan = msgspec.json.encode(session.plan).decode()
+    return {
+        "session_id": session.session_id,
+        "created_utc": session.created_utc,
+        "command": command,
+        "plan": plan,
+        "device_profile": session.device_profile,
+        "edgebench": session.edgebench,
+        "schema": SCHEMA,
+        "digest": session_digest(command, plan),
+    }
+
+
+def session_digest(command: str, plan: str) -> str:
+    """sha256 over what a resumed session relies on."""
+    return sha256(f"{command}\n{plan}".encode())
+
+
 def session(connection: sa.Connection, session_id: str, shown: str) -> Session:
     """The session with exactly this id.
 
@@ -50,6 +71,8 @@ def session(connection: sa.Connection, session_id: str, shown: str) -> Session:
         StoreError: its plan cannot be read.
     """
     row = connection.execute(sa.select(tables.sessions).where(tables.sessions.c.session_id == session_id)).one()
+    if session_digest(row.command, row.plan) != row.digest:
+        raise _unreadable(session_id, shown, "it does not match its sha256")
     try:
         plan = upgrade_record(msgspec.json.decode(row.plan, type=dict[str, Any]), row.schema, PLAN_UPGRADES)
         return Session(
@@ -92,7 +115,7 @@ def session_row(connection: sa.Connection, row: Any, shown: str) -> SessionRow:
     )
 
 
-def _unreadable(session_id: str, shown: str, error: msgspec.DecodeError) -> StoreError:
+def _unreadable(session_id: str, shown: str, error: msgspec.DecodeError | str) -> StoreError:
     return StoreError(
         f"Session {session_id} in the result store {shown} cannot be read: {error}.",
         "restore the file from a copy, or choose another with --store.",

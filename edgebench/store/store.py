@@ -8,12 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy import exc
 
 from edgebench.errors import StoreError
-from edgebench.records import SCHEMA, Run
+from edgebench.records import Run
 from edgebench.store import queries, sqlite, tables
 from edgebench.store.encoding import decode_run, encode_run, sha256
 from edgebench.store.opening import NoStoreYetError, connect, locate, shown
@@ -148,17 +147,7 @@ class Store:
             StoreError: when its id is taken.
         """
         with self._writing(f"session {session.session_id}") as connection:
-            connection.execute(
-                sa.insert(tables.sessions).values(
-                    session_id=session.session_id,
-                    created_utc=session.created_utc,
-                    command=msgspec.json.encode(session.command).decode(),
-                    plan=msgspec.json.encode(session.plan).decode(),
-                    device_profile=session.device_profile,
-                    edgebench=session.edgebench,
-                    schema=SCHEMA,
-                )
-            )
+            connection.execute(sa.insert(tables.sessions).values(**queries.session_columns(session)))
 
     def end_session(self, session_id: str, exit_code: int, ended_utc: str) -> None:
         """Store that a session came to its end. A resumed session may end again; the last end counts.
@@ -322,6 +311,9 @@ class Store:
         problems: list[str] = []
         with self._reading() as connection:
             problems += [f"file: {complaint}" for complaint in self._complaints(connection, whole=True)]
+            for row in connection.execute(sa.select(tables.sessions).order_by(tables.sessions.c.seq)):
+                if queries.session_digest(row.command, row.plan) != row.digest:
+                    problems.append(f"session {row.session_id}: its plan or command is not what was stored")
             query = sa.select(tables.runs.c.run_id, tables.runs.c.digest, tables.runs.c.record).order_by(
                 tables.runs.c.seq
             )

@@ -35,6 +35,7 @@ sessions = sa.Table(
     sa.Column("device_profile", sa.Text, nullable=False),
     sa.Column("edgebench", sa.Text, nullable=False),
     sa.Column("schema", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
 )
 ends = sa.Table(
     "session_ends",
