@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from edgebench.analysis.disturbance import disturbance
 from edgebench.analysis.findings import run_findings
 from edgebench.engine.cgroup_peak import CgroupPeak
 from edgebench.engine.child import Child, Ended
@@ -115,6 +116,7 @@ class Session:
         """Measure until the schedule is empty or somebody interrupts; what was finished by then is kept."""
         schedule = Schedule(plan, done)
         runs: list[Run] = []
+        self._started_ns = self._setting.host.monotonic_ns()  # the budget is for measuring, not for quantizing
         try:
             while (following := schedule.next(self.elapsed_s())) is not None:
                 run = self._round(following, plan, store)
@@ -252,10 +254,14 @@ class ThreadChoice:
 
 
 def choose_threads(run: Run, default: int) -> ThreadChoice:
-    """The fastest count for decode and for prefill; the default stays unless another is clearly faster. Pure."""
+    """The fastest count for decode and for prefill, by blocks that nobody disturbed. Pure.
+
+    The default stays unless another is clearly faster, and where it has no undisturbed block of its own.
+    """
     rates: dict[str, dict[int, list[float]]] = {"tg": {}, "pp": {}}
+    logical = run.provenance.logical_cpus
     for block in run.blocks:
-        if block.threads is not None:
+        if block.threads is not None and not disturbance(block, block.threads, logical).disturbed:
             rates[block.workload[:2]].setdefault(block.threads, []).append(block.tokens_per_s)
     medians = {kind: {count: median(values) for count, values in by.items()} for kind, by in rates.items()}
     return ThreadChoice(

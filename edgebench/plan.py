@@ -159,6 +159,7 @@ class Preparer:
         self._request, self._host, self._topology, self._teller = request, host, topology, teller
         self._runtimes, self._precisions, self._workloads = check(request)
         self._sources = self._obtain_all()
+        self._made: list[tuple[str, str, Artifact | Failure]] = []
 
     @property
     def runtimes(self) -> tuple[Runtime, ...]:
@@ -194,26 +195,31 @@ class Preparer:
                 "choose smaller workloads, or add --force-context to measure anyway.",
             )
 
-    def prepare(self, settings: dict[str, Settings], maker: Fact) -> Prepared:
-        """All trials: every model at every precision on every runtime.
+    def make(self, maker: Fact) -> None:
+        """Make every precision of every model that is not there yet.
 
         Args:
-            settings: by runtime name.
             maker: version of the quantizer, part of the identity of what it makes.
         """
-        trials: list[TrialSpec] = []
+        self._made = [
+            (model, precision, self._at_precision(model, source, precision, maker))
+            for model, source in self._sources.items()
+            for precision in self._precisions
+        ]
+
+    def trials(self, settings: dict[str, Settings]) -> Prepared:
+        """All trials: every model at every precision on every runtime, with the settings of that runtime."""
+        trials: dict[str, TrialSpec] = {}
         rejected: list[Rejected] = []
-        for model, source in self._sources.items():
-            for precision in self._precisions:
-                made = self._at_precision(model, source, precision, maker)
-                for runtime in self._runtimes:
-                    artifact = made if isinstance(made, Artifact) else _placeholder(model, precision, runtime)
-                    trial = self._trial(artifact, runtime, settings[runtime.name])
-                    if isinstance(made, Failure):
-                        rejected.append(Rejected(trial, made))
-                    elif trial not in trials:
-                        trials.append(trial)
-        return Prepared(tuple(trials), tuple(rejected))
+        for model, precision, made in self._made:
+            for runtime in self._runtimes:
+                artifact = made if isinstance(made, Artifact) else _placeholder(model, precision, runtime)
+                trial = self._trial(artifact, runtime, settings[runtime.name])
+                if isinstance(made, Failure):
+                    rejected.append(Rejected(trial, made))
+                else:
+                    trials.setdefault(trial.trial_id, trial)
+        return Prepared(tuple(trials.values()), tuple(rejected))
 
     def _trial(self, artifact: Artifact, runtime: Runtime, settings: Settings) -> TrialSpec:
         return TrialSpec(

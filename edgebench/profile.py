@@ -114,8 +114,9 @@ class Profiler:
         self, request: Request, preparer: Preparer, setting: bench.Setting, session: bench.Session, store: Store
     ) -> Outcome:
         maker = setting.about["llamacpp"].version if "llamacpp" in setting.about else Fact(value="none")
-        settings, searches, choices = self._threads(request, preparer, session, maker)
-        prepared = preparer.prepare(settings, maker)
+        preparer.make(maker)
+        settings, searches, choices = self._threads(request, preparer, session)
+        prepared = preparer.trials(settings)
         plan = Plan(trials=prepared.trials, protocol=request.protocol)
         store.begin_session(
             Session(
@@ -132,7 +133,7 @@ class Profiler:
         return self._measure(session, plan, store, early, choices)
 
     def _threads(
-        self, request: Request, preparer: Preparer, session: bench.Session, maker: Fact
+        self, request: Request, preparer: Preparer, session: bench.Session
     ) -> tuple[dict[str, Settings], list[Run], dict[str, dict[str, dict[int, float]]]]:
         """Settings by runtime; a search decides unless the user did or there is nothing to choose."""
         default, _ = default_threads(self._topology)
@@ -143,7 +144,7 @@ class Profiler:
         choices: dict[str, dict[str, dict[int, float]]] = {}
         if request.threads is not None or len(counts) == 1:
             return settings, runs, choices
-        first = {trial.runtime: trial for trial in reversed(preparer.prepare(settings, maker).trials)}
+        first = {trial.runtime: trial for trial in reversed(preparer.trials(settings).trials)}
         for name, trial in first.items():
             self._listener.step("finding the best thread counts")
             run = session.search_threads(msgspec.structs.replace(trial, workloads=_SEARCH_WORKLOADS), counts)

@@ -62,7 +62,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # --- doubts and failures ----------------------------------------------------------------------------------------------
 
 
-class Finding(Record, kw_only=True):
+class Finding(Record, frozen=True, kw_only=True):
     """A doubt as data. ``note``: worth knowing; ``suspect``: the number may be off; ``invalid``: do not use it."""
 
     kind: FindingKind
@@ -73,7 +73,7 @@ class Finding(Record, kw_only=True):
     evidence: dict[str, float | int | str] = {}
 
 
-class Failure(Record, kw_only=True):
+class Failure(Record, frozen=True, kw_only=True):
     """Why a run has no result: one sentence, the phase it died in, and the next step."""
 
     kind: str
@@ -86,7 +86,7 @@ class Failure(Record, kw_only=True):
     log_tail: str = ""
 
 
-class Fact(Record, kw_only=True):
+class Fact(Record, frozen=True, kw_only=True):
     """A value, or the reason why it is unknown: exactly one of the two."""
 
     value: str | int | float | None = None
@@ -100,7 +100,7 @@ class Fact(Record, kw_only=True):
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-class Channel(Record, kw_only=True):
+class Channel(Record, frozen=True, kw_only=True):
     """One quantity a sensor reads. A gauge is a level (W, C, Hz, bytes), a counter only grows (J, s, events)."""
 
     name: str
@@ -112,7 +112,7 @@ class Channel(Record, kw_only=True):
     """Only for power and energy."""
 
 
-class Series(Record, kw_only=True):
+class Series(Record, frozen=True, kw_only=True):
     """The readings of one channel: ``values[i]`` was read at ``t_ns[i]``; None where a reading failed."""
 
     channel: Channel
@@ -120,14 +120,14 @@ class Series(Record, kw_only=True):
     values: tuple[float | None, ...]
 
 
-class Mark(Record, kw_only=True):
+class Mark(Record, frozen=True, kw_only=True):
     """A phase edge, stamped by the process that crossed it."""
 
     name: str
     t_ns: int
 
 
-class Edge(Record, kw_only=True):
+class Edge(Record, frozen=True, kw_only=True):
     """Cumulative counters read at the edge of a block, outside the timed part.
 
     The difference of two edges tells who else used the machine meanwhile. None where the kernel does not tell.
@@ -148,7 +148,7 @@ class Edge(Record, kw_only=True):
     swapped_in_pages: int | None
 
 
-class Block(Record, kw_only=True):
+class Block(Record, frozen=True, kw_only=True):
     """One timed repetition of a workload.
 
     ``step_ns``: durations of the calls inside: one per token for decode, one per batch for prefill.
@@ -181,7 +181,7 @@ class Block(Record, kw_only=True):
 # --- memory and energy ------------------------------------------------------------------------------------------------
 
 
-class EngineMemory(Record, kw_only=True):
+class EngineMemory(Record, frozen=True, kw_only=True):
     """The engine's own account, in bytes; ``weights`` by buffer type (``CPU_Mapped``, ``CPU_REPACK``...)."""
 
     weights: dict[str, int]
@@ -195,7 +195,7 @@ class EngineMemory(Record, kw_only=True):
         return sum(self.weights.values()) + self.kv + self.compute + self.output
 
 
-class MemoryPhase(Record, kw_only=True):
+class MemoryPhase(Record, frozen=True, kw_only=True):
     """Memory of the measuring process in one phase, in bytes; None where the kernel does not tell."""
 
     phase: str
@@ -210,7 +210,7 @@ class MemoryPhase(Record, kw_only=True):
     """Proportional set size at the end of the phase."""
 
 
-class MemoryUse(Record, kw_only=True):
+class MemoryUse(Record, frozen=True, kw_only=True):
     """Where the RAM went. Peaks over the whole run come from the sampler (10 Hz)."""
 
     phases: tuple[MemoryPhase, ...] = ()
@@ -224,7 +224,7 @@ class MemoryUse(Record, kw_only=True):
     cgroup_note: str = ""
 
 
-class Energy(Record, kw_only=True):
+class Energy(Record, frozen=True, kw_only=True):
     """Joules of a run. ``energy_j`` is measured or None with a reason; an estimate never lands in it."""
 
     energy_j: float | None
@@ -247,7 +247,7 @@ class Energy(Record, kw_only=True):
 # --- provenance -------------------------------------------------------------------------------------------------------
 
 
-class Provenance(Record, kw_only=True):
+class Provenance(Record, frozen=True, kw_only=True):
     """Where, when and with what a run was made. ``unknown`` needs a reason (see `Fact`)."""
 
     utc: str
@@ -277,7 +277,7 @@ class Provenance(Record, kw_only=True):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-class Loaded(Record, kw_only=True):
+class Loaded(Record, frozen=True, kw_only=True):
     """What the runtime said about the artifact once it was loaded."""
 
     load_s: float
@@ -295,7 +295,7 @@ class Loaded(Record, kw_only=True):
         return 8 * self.weight_bytes / self.parameters
 
 
-class Run(Record, kw_only=True):
+class Run(Record, frozen=True, kw_only=True):
     """One round of one trial: immutable, with raw samples."""
 
     schema: int = SCHEMA

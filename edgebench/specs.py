@@ -22,7 +22,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-class Package(Spec, kw_only=True):
+class Package(Spec, frozen=True, kw_only=True):
     """One distribution on the Python package index that carries model bytes.
 
     ``member`` is the path of the file inside the wheel.
@@ -33,7 +33,7 @@ class Package(Spec, kw_only=True):
     member: str
 
 
-class IndexSource(Spec, kw_only=True, tag="package-index", tag_field="kind"):
+class IndexSource(Spec, frozen=True, kw_only=True, tag="package-index", tag_field="kind"):
     """Model bytes shipped inside wheels: the members of ``packages``, joined in order, are the file."""
 
     packages: tuple[Package, ...]
@@ -41,7 +41,7 @@ class IndexSource(Spec, kw_only=True, tag="package-index", tag_field="kind"):
     """Size of all wheels together: for the progress bar and the check of free space."""
 
 
-class HubSource(Spec, kw_only=True, tag="hub", tag_field="kind"):
+class HubSource(Spec, frozen=True, kw_only=True, tag="hub", tag_field="kind"):
     """A file on a model hub, at a pinned revision."""
 
     repo: str
@@ -52,7 +52,7 @@ class HubSource(Spec, kw_only=True, tag="hub", tag_field="kind"):
 Source = IndexSource | HubSource
 
 
-class Claim(Spec, kw_only=True):
+class Claim(Spec, frozen=True, kw_only=True):
     """A declared number or text and where it comes from. Without a source it must be marked unverified."""
 
     value: float | int | str
@@ -60,7 +60,7 @@ class Claim(Spec, kw_only=True):
     unverified: bool = False
 
 
-class CardFile(Spec, kw_only=True):
+class CardFile(Spec, frozen=True, kw_only=True):
     """A runnable file that somebody published, identified by its hash."""
 
     precision: str
@@ -70,7 +70,7 @@ class CardFile(Spec, kw_only=True):
     source: Source
 
 
-class ModelCard(Spec, kw_only=True):
+class ModelCard(Spec, frozen=True, kw_only=True):
     """``models/<id>.toml``: what is declared about a model. Every claim names its source."""
 
     id: str
@@ -90,7 +90,7 @@ class ModelCard(Spec, kw_only=True):
 # --- devices ----------------------------------------------------------------------------------------------------------
 
 
-class Match(Spec, kw_only=True):
+class Match(Spec, frozen=True, kw_only=True):
     """How to recognise a device. Every given rule must hold; text rules are case-insensitive substrings."""
 
     machine: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Match(Spec, kw_only=True):
     cpu_model: tuple[str, ...] = ()
 
 
-class DeviceProfile(Spec, kw_only=True):
+class DeviceProfile(Spec, frozen=True, kw_only=True):
     """``profiles/<id>.toml``: what is declared about a device."""
 
     id: str
@@ -120,7 +120,7 @@ class DeviceProfile(Spec, kw_only=True):
 # --- trials -----------------------------------------------------------------------------------------------------------
 
 
-class Workload(Spec, kw_only=True):
+class Workload(Spec, frozen=True, kw_only=True):
     """What is timed, in llama-bench's names.
 
     ``pp``: prefill of ``n`` random tokens. ``tg``: decode of ``n`` random tokens one at a time. Both start with
@@ -161,7 +161,7 @@ def parse_workload(text: str) -> Workload:
     return Workload(kind="pp" if match["kind"] == "pp" else "tg", n=int(match["n"]), depth=int(match["depth"] or 0))
 
 
-class Settings(Spec, kw_only=True):
+class Settings(Spec, frozen=True, kw_only=True):
     """What a runtime is told. Nothing is left to a library's default that changes the result."""
 
     device: str = "cpu"
@@ -178,7 +178,7 @@ class Settings(Spec, kw_only=True):
     """Logical CPUs that the worker may use; empty leaves the scheduler alone."""
 
 
-class Artifact(Spec, kw_only=True):
+class Artifact(Spec, frozen=True, kw_only=True):
     """A runnable file at one precision. Its identity is ``sha256``; ``path`` is only where it lies today."""
 
     model: str
@@ -195,7 +195,7 @@ class Artifact(Spec, kw_only=True):
     """What the quantizer said that a reader must know, e.g. tensors that fell back to another type."""
 
 
-class TrialSpec(Spec, kw_only=True):
+class TrialSpec(Spec, frozen=True, kw_only=True):
     """The unit of planning: artifact x runtime x settings x workloads. Runs in its own child process."""
 
     artifact: Artifact
@@ -218,7 +218,7 @@ class TrialSpec(Spec, kw_only=True):
         return hashlib.sha256(canonical).hexdigest()[:16]
 
 
-class Protocol(Spec, kw_only=True):
+class Protocol(Spec, frozen=True, kw_only=True):
     """How long a session measures, and when it may stop."""
 
     min_rounds: int = 6
@@ -229,7 +229,7 @@ class Protocol(Spec, kw_only=True):
     budget_s: float = 90.0
 
 
-class Plan(Spec, kw_only=True):
+class Plan(Spec, frozen=True, kw_only=True):
     """Everything a session intends to do; stored with the session so that ``--resume`` can finish it."""
 
     trials: tuple[TrialSpec, ...]

@@ -2,7 +2,8 @@
 
 Layout (ggml ``docs/gguf.md``; all little endian): magic ``GGUF``, u32 version, u64 tensor count, u64 key count; then
 the keys (name, type, value), then the tensor table (name, dimensions, type, offset), then padding to
-``general.alignment``, then the tensors. A string is a u64 length and UTF-8 bytes; an array is a u32 type, a u64 count and its elements.
+``general.alignment``, then the tensors. A string is a u64 length and UTF-8 bytes; an array is a u32 type, a u64 count
+and its elements.
 
 The file may be truncated, damaged or hostile. Every count, length and offset is compared with the bytes that are left
 *before* anything is made from it; arrays (a vocabulary of 262k words) are walked, never kept; and the totals of walked

@@ -60,7 +60,7 @@ def show(reference: str, as_json: bool) -> None:  # noqa: FBT001 - click passes 
     try:
         card = cards.model_card(reference)
     except UnknownNameError:
-        if "/" not in reference and not reference.endswith(".gguf"):
+        if reference.startswith("hf:") or ("/" not in reference and not reference.endswith(".gguf")):
             raise
         _show_file(reference, as_json=as_json)
         return

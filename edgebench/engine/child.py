@@ -22,7 +22,7 @@ from edgebench import cgroups
 from edgebench.engine.messages import Job, Phase, Ready, Reply
 from edgebench.engine.protocol import Attempt, Exit, Limits
 from edgebench.host import Host
-from edgebench.kerneltext import parse_counts
+from edgebench.kerneltext import find_counts
 from edgebench.records import Failure, Outcome
 
 _TAIL_BYTES = 4000
@@ -153,12 +153,12 @@ class Child:
 
 def oom_kills(host: Host) -> int:
     """The kernel's OOM kills so far, in this machine and this control group; 0 where it does not count."""
-    total = parse_counts(host.try_read(host.proc("vmstat")) or "").get("oom_kill", 0)
+    texts = [host.try_read(host.proc("vmstat"))]
     group = cgroups.find(host, "memory")
     if group is not None:
         name = "memory.oom_control" if group.version == 1 else "memory.events"
-        total += parse_counts(host.try_read(group.directories[0] / name) or "").get("oom_kill", 0)
-    return total
+        texts.append(host.try_read(group.directories[0] / name))
+    return sum(count or 0 for text in texts for count in find_counts(text or "", ("oom_kill",)))
 
 
 def run_job(job: Job, host: Host, limits: Limits, on_message: Callable[[Reply], None] = lambda _message: None) -> Ended:

@@ -21,7 +21,7 @@ class Message(msgspec.Struct, frozen=True, tag_field="say"):
 # --- parent to child: the job is the first line, then one ``go`` for each `Ready`
 
 
-class MeasureJob(Message, kw_only=True, tag="measure"):
+class MeasureJob(Message, frozen=True, kw_only=True, tag="measure"):
     """One round of a trial."""
 
     trial: TrialSpec
@@ -31,7 +31,7 @@ class MeasureJob(Message, kw_only=True, tag="measure"):
     prompt: tuple[int, ...] = ()
 
 
-class ThreadSearchJob(Message, kw_only=True, tag="thread-search"):
+class ThreadSearchJob(Message, frozen=True, kw_only=True, tag="thread-search"):
     """Time short workloads at several thread counts in one process, in ABBA order."""
 
     trial: TrialSpec
@@ -39,7 +39,7 @@ class ThreadSearchJob(Message, kw_only=True, tag="thread-search"):
     repeats: int = 2
 
 
-class QuantizeJob(Message, kw_only=True, tag="quantize"):
+class QuantizeJob(Message, frozen=True, kw_only=True, tag="quantize"):
     """Make a GGUF of another precision."""
 
     source: str
@@ -48,7 +48,7 @@ class QuantizeJob(Message, kw_only=True, tag="quantize"):
     threads: int
 
 
-class AboutJob(Message, kw_only=True, tag="about"):
+class AboutJob(Message, frozen=True, kw_only=True, tag="about"):
     """Say which version and build a runtime is."""
 
     runtime: str
@@ -60,46 +60,46 @@ Job = MeasureJob | ThreadSearchJob | QuantizeJob | AboutJob
 # --- child to parent
 
 
-class Phase(Message, kw_only=True, tag="phase"):
+class Phase(Message, frozen=True, kw_only=True, tag="phase"):
     """A phase begins: ``load``, a workload's name, ``end``."""
 
     name: str
     t_ns: int
 
 
-class Ready(Message, kw_only=True, tag="ready"):
+class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     """A timed block is about to start; the child waits for ``go``."""
 
     workload: str
     index: int
 
 
-class About(Message, kw_only=True, tag="about"):
+class About(Message, frozen=True, kw_only=True, tag="about"):
     """Version and build of the runtime."""
 
     version: Fact
     build: Fact
 
 
-class Opened(Message, kw_only=True, tag="opened"):
+class Opened(Message, frozen=True, kw_only=True, tag="opened"):
     """The artifact is loaded."""
 
     loaded: Loaded
 
 
-class Timed(Message, kw_only=True, tag="timed"):
+class Timed(Message, frozen=True, kw_only=True, tag="timed"):
     """A block is done."""
 
     block: Block
 
 
-class Measured(Message, kw_only=True, tag="memory"):
+class Measured(Message, frozen=True, kw_only=True, tag="memory"):
     """Memory at the end of a phase."""
 
     phase: MemoryPhase
 
 
-class Finished(Message, kw_only=True, tag="finished"):
+class Finished(Message, frozen=True, kw_only=True, tag="finished"):
     """All is done; the child exits with status 0."""
 
     engine_memory: EngineMemory | None = None
@@ -107,7 +107,7 @@ class Finished(Message, kw_only=True, tag="finished"):
     notes: tuple[str, ...] = ()
 
 
-class Failed(Message, kw_only=True, tag="failed"):
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     """The child met an error that Python could catch; it exits with status 1."""
 
     kind: Literal["python-error", "bad-artifact", "alloc-failed", "engine-error"]

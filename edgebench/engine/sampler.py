@@ -12,7 +12,7 @@ import os
 import select
 import sys
 import time
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import msgspec
 
@@ -62,8 +62,9 @@ class Track:
         values = self.sensor.read()
         after = time.monotonic_ns()
         if self._count == len(self._t_ns):
-            for buffer in (self._t_ns, *self._values):
-                buffer.extend(buffer)
+            self._t_ns.extend(self._t_ns)
+            for column in self._values:
+                column.extend(column)
         self._t_ns[self._count] = (before + after) // 2
         for buffer, value in zip(self._values, values, strict=True):
             buffer[self._count] = float("nan") if value is None else value
@@ -87,7 +88,7 @@ def detect_sensors(host: Host, profile: DeviceProfile | None) -> list[Sensor]:
     return [sensor for sensor in found if sensor is not None]
 
 
-def _serve(tracks: list[Track]) -> None:
+def _serve(tracks: list[Track], orders: BinaryIO) -> None:
     decoder, encoder = msgspec.json.Decoder(Order), msgspec.json.Encoder()
     sampling = False
     cpu_before = 0.0
@@ -95,8 +96,8 @@ def _serve(tracks: list[Track]) -> None:
         now = time.monotonic_ns()
         due = min((track.due_ns for track in tracks), default=now + 10**9)
         wait_s = max(0.0, (due - now) / 1e9) if sampling else None
-        if select.select([sys.stdin], [], [], wait_s)[0]:
-            line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]  # unbuffered, so that select sees all
+        if select.select([orders], [], [], wait_s)[0]:
+            line = orders.readline()
             if not line:
                 return
             order = decoder.decode(line)
@@ -124,12 +125,13 @@ def _serve(tracks: list[Track]) -> None:
 def main() -> None:
     """Serve until standard input closes; the first line is the device profile or null."""
     host = Host(sys.argv[1])
-    profile = msgspec.json.decode(sys.stdin.buffer.raw.readline(), type=DeviceProfile | None)  # type: ignore[attr-defined]
-    try:
-        os.nice(-5)
-    except PermissionError:
-        pass  # an ordinary user samples at ordinary priority
-    _serve([Track(sensor) for sensor in detect_sensors(host, profile)])
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:  # unbuffered, so that select sees all
+        profile = msgspec.json.decode(orders.readline(), type=DeviceProfile | None)
+        try:
+            os.nice(-5)
+        except PermissionError:
+            pass  # an ordinary user samples at ordinary priority
+        _serve([Track(sensor) for sensor in detect_sensors(host, profile)], orders)
 
 
 if __name__ == "__main__":

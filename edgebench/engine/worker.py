@@ -37,7 +37,8 @@ class Channel:
 
     def job(self) -> Job:
         """The first line."""
-        return msgspec.json.decode(self._orders.readline(), type=Job)
+        job: Job = msgspec.json.decode(self._orders.readline(), type=Job)
+        return job
 
     def say(self, message: Reply) -> None:
         """Write one message."""

@@ -33,12 +33,13 @@ def print_trials(console: Console, trials: Sequence[TrialSummary]) -> None:
 
 
 def print_findings(console: Console, trials: Sequence[TrialSummary]) -> None:
-    """Every distinct finding once, with the trials it concerns, the worst first."""
+    """Each kind of finding once per severity: the evidence of the first trial, and the names of the others."""
     for finding, concerned in _distinct(trials):
-        where = "" if len(concerned) == len(trials) else f" [{', '.join(concerned)}]"
-        line = Text(f"{finding.severity}: ", style=_STYLE[finding.severity])
-        line.append(f"{finding.kind}{where}: {finding.says}", style="default")
-        console.print(line, soft_wrap=False)
+        others = f" (likewise {', '.join(concerned[1:])})" if len(concerned) > 1 else ""
+        where = "" if len(concerned) == len(trials) and not others else f"{concerned[0]}{others}: "
+        line = Text(f"{finding.severity}: {finding.kind}: ", style=_STYLE[finding.severity])
+        line.append(where + finding.says, style="default")
+        console.print(line)
         console.print(Text(f"  -> {finding.remedy}", style="dim"))
 
 
@@ -46,8 +47,9 @@ def _distinct(trials: Sequence[TrialSummary]) -> list[tuple[Finding, list[str]]]
     found: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
     for trial in trials:
         for finding in trial.findings:
-            entry = found.setdefault((finding.kind, finding.says), (finding, []))
-            entry[1].append(_label(trial))
+            entry = found.setdefault((finding.kind, finding.severity), (finding, []))
+            if _label(trial) not in entry[1]:
+                entry[1].append(_label(trial))
     order = {"invalid": 0, "suspect": 1, "note": 2}
     return sorted(found.values(), key=lambda entry: order[entry[0].severity])
 
@@ -83,9 +85,12 @@ class _Row:
             return {**cells, "result": f"{trial.outcome}: {reason}"}
         for name, summary in trial.workloads.items():
             cells[f"{name} tok/s"] = rate_text(summary.tokens_per_s)
-        cells["TTFT"] = _first(summary.ttft_s for summary in trial.workloads.values())
+        for name, summary in trial.workloads.items():
+            if summary.ttft_s is not None:
+                cells["TTFT " + name.removeprefix("pp")] = format_seconds(summary.ttft_s.value)
+                break
         cells["ITL p95"] = _first(summary.itl_p95_s for summary in trial.workloads.values())
-        cells["RAM MiB"] = _memory(trial)
+        cells["peak RAM MiB"] = _memory(trial)
         cells["rounds"] = str(trial.rounds_ok) + (f" ({trial.rounds_failed} failed)" if trial.rounds_failed else "")
         serious = sum(finding.severity != "note" for finding in trial.findings)
         notes = len(trial.findings) - serious
@@ -96,7 +101,9 @@ class _Row:
 
 
 def rate_text(estimate: Estimate) -> str:
-    """``213 ±1.2 %``, or the value alone where there is no interval."""
+    """``213 ±1.2 %``, or ``213 (n=1)`` where there is no interval."""
+    if estimate.low is None:
+        return f"{format_rate(estimate.value)} (n={estimate.n})"
     return format_estimate(estimate.value, estimate.low, estimate.high)
 
 

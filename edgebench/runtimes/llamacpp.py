@@ -133,10 +133,12 @@ class LlamaContext:
 
     def _row(self) -> npt.NDArray[np.float32]:
         """A view of the last token's logits, valid until the next call."""
-        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._ctx, -1), shape=(self._vocabulary,))
+        pointer = self._lib.llama_get_logits_ith(self._ctx, -1)
+        row: npt.NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self._vocabulary,))
+        return row
 
     def logits(self) -> npt.NDArray[np.float32]:
-        return self._row().copy()
+        return np.array(self._row())
 
     def set_threads(self, threads: int, threads_batch: int) -> None:
         self._lib.llama_set_n_threads(self._ctx, threads, threads_batch)
