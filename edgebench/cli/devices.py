@@ -18,7 +18,7 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def list_(as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+def list_(as_json: bool) -> None:
     """List all profiles."""
     from edgebench.cards import device_profiles
 
@@ -42,7 +42,7 @@ def list_(as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
 @command.command()
 @click.argument("device_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def show(device_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+def show(device_id: str, as_json: bool) -> None:
     """Show one profile with the source of each figure."""
     from edgebench.cards import device_profile
 
@@ -61,7 +61,7 @@ def show(device_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes 
     default=Path("/"),
     help="Look at a captured tree of another machine instead of this one.",
 )
-def detect(as_json: bool, root: Path) -> None:  # noqa: FBT001 - click passes options by name
+def detect(as_json: bool, root: Path) -> None:
     """Say which profile fits this machine, and what its CPUs are."""
     from edgebench import devices
     from edgebench.host import Host

@@ -22,7 +22,7 @@ _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "missing": ("none",
     default=Path("/"),
     help="Examine a captured tree of another machine instead of this one.",
 )
-def command(as_json: bool, root: Path) -> None:  # noqa: FBT001 - click passes options by name
+def command(as_json: bool, root: Path) -> None:
     """Examine this machine without changing or timing anything.
 
     Each line is "ok", "warn" (it works, but numbers suffer) or "none" (not there), and ends with the exact fix.

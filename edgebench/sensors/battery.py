@@ -53,7 +53,7 @@ class BatterySensor:
         return None if online is None else 1.0 - online
 
 
-def detect(host: Host, profile: DeviceProfile | None) -> BatterySensor | None:  # noqa: ARG001 - no board differs here
+def detect(host: Host, profile: DeviceProfile | None) -> BatterySensor | None:
     """The sensor where at least one battery of the machine itself exists."""
     supplies: dict[str, list[Path]] = {}
     for supply in host.glob(host.sys("class/power_supply"), "*"):
@@ -64,6 +64,6 @@ def detect(host: Host, profile: DeviceProfile | None) -> BatterySensor | None:  
     return BatterySensor(host, batteries, chargers) if batteries else None
 
 
-def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+def absent(host: Host) -> tuple[str, str]:
     """Why there is none here; nothing needs to be done."""
     return "there is no battery", ""

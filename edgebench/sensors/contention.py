@@ -79,7 +79,7 @@ class ContentionSensor:
         return sum(times) * self._tick_s if len(times) == 2 else None
 
 
-def detect(host: Host, profile: DeviceProfile | None) -> ContentionSensor | None:  # noqa: ARG001 - no board differs here
+def detect(host: Host, profile: DeviceProfile | None) -> ContentionSensor | None:
     """The sensor where the kernel publishes ``stat``; pressure channels only where pressure files are readable."""
     if host.try_read(host.proc("stat")) is None:
         return None
@@ -87,6 +87,6 @@ def detect(host: Host, profile: DeviceProfile | None) -> ContentionSensor | None
     return ContentionSensor(host, pressures, os.sysconf("SC_CLK_TCK"))
 
 
-def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+def absent(host: Host) -> tuple[str, str]:
     """Why there is none here, and what would help."""
     return "the kernel shows no CPU times", "mount procfs in this container."

@@ -64,7 +64,7 @@ def _mean_clock(host: Host) -> float | None:
     return sum(map(float, clocks)) / len(clocks) * 1e6
 
 
-def detect(host: Host, profile: DeviceProfile | None) -> PolicySensor | CpuinfoSensor | None:  # noqa: ARG001 - no board differs here
+def detect(host: Host, profile: DeviceProfile | None) -> PolicySensor | CpuinfoSensor | None:
     """The policies of the frequency driver, else the clock in ``cpuinfo``, else nothing."""
     policies = [path.parent for path in host.glob(host.sys("devices/system/cpu/cpufreq"), "policy*/scaling_cur_freq")]
     if policies:
@@ -72,6 +72,6 @@ def detect(host: Host, profile: DeviceProfile | None) -> PolicySensor | CpuinfoS
     return CpuinfoSensor(host) if _mean_clock(host) is not None else None
 
 
-def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+def absent(host: Host) -> tuple[str, str]:
     """Why there is none here, and what would help."""
     return "no frequency driver is loaded and cpuinfo prints no clock", "run on the machine itself, not in a guest."

@@ -56,13 +56,13 @@ class MemorySensor:
         return values
 
 
-def detect(host: Host, profile: DeviceProfile | None) -> MemorySensor | None:  # noqa: ARG001 - no board differs here
+def detect(host: Host, profile: DeviceProfile | None) -> MemorySensor | None:
     """The sensor where the kernel publishes ``meminfo``."""
     if host.try_read(host.proc("meminfo")) is None:
         return None
     return MemorySensor(host, has_cgroup=memory_usage_file(host) is not None)
 
 
-def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+def absent(host: Host) -> tuple[str, str]:
     """Why there is none here, and what would help."""
     return "the kernel shows no meminfo", "mount procfs in this container."

@@ -55,7 +55,7 @@ def _chips(host: Host) -> Iterator[tuple[str, Path]]:
             yield f"{name}.{channel_part(host.try_read(chip / f'{stem}_label') or stem)}", path
 
 
-def detect(host: Host, profile: DeviceProfile | None) -> ThermalSensor | None:  # noqa: ARG001 - no board differs here
+def detect(host: Host, profile: DeviceProfile | None) -> ThermalSensor | None:
     """The sensor where at least one zone or known chip exists. Equal names are numbered: ``acpitz``, ``acpitz.2``."""
     sources: dict[str, Path] = {}
     for name, path in (*_zones(host), *_chips(host)):

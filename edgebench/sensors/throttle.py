@@ -117,7 +117,7 @@ def detect(host: Host, profile: DeviceProfile | None) -> ThrottleSensor | None:
     return ThrottleSensor(sources) if sources else None
 
 
-def absent(host: Host) -> tuple[str, str]:  # noqa: ARG001 - one reason for all
+def absent(host: Host) -> tuple[str, str]:
     """Why there is none here, and what would help."""
     return (
         "neither throttle counters (Intel), firmware flags (Raspberry Pi) nor cooling devices are visible",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,6 @@ def test_own_memory_agrees_with_the_process_that_allocates():
     sensor = memory.detect(Host(), None)
     if sensor is None:
         pytest.skip("no procfs here")
-    import os
 
     sensor.watch(os.getpid())
     before = readings(sensor)["memory.anon"]
