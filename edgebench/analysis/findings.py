@@ -193,11 +193,20 @@ def _major_faults(run: Run) -> Finding | None:
 
 
 def _sampler_lost(run: Run) -> Finding | None:
-    """The readings end before the last block does, or have a hole: more than 10 periods and 2 s without any."""
-    if not run.series or not run.blocks:
+    """There are no readings, or they end before the last block, or have a hole: 10 periods and 2 s without any."""
+    if not run.blocks:
         return None
-    end = max(block.t1_ns for block in run.blocks)
-    start = min(block.t0_ns for block in run.blocks)
+    if run.sampler_cost_s is None:
+        return Finding(
+            kind="sampler_lost",
+            severity="suspect",
+            says="The sampler process was lost during this run: peaks, clocks and throttling are unknown.",
+            remedy="Look for what kills processes here (memory, a policy); the next run starts a new sampler.",
+        )
+    if not run.series:
+        return None
+    end = max(block.end.t_ns for block in run.blocks)
+    start = min(block.start.t_ns for block in run.blocks)
     stamps = sorted({t_ns for series in run.series for t_ns in series.t_ns})
     edges = [start, *(t_ns for t_ns in stamps if start <= t_ns <= end), end]
     gaps = [later - earlier for earlier, later in pairwise(edges)]

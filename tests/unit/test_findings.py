@@ -97,7 +97,7 @@ def run(**changes: Any) -> Run:
         "energy": Energy(energy_j=None, reason="no sensor"),
         "provenance": PROVENANCE,
     }
-    return Run(**{**values, **changes})
+    return Run(**{"sampler_cost_s": 0.01, **values, **changes})
 
 
 def with_provenance(**changes: Any) -> Run:
@@ -144,6 +144,7 @@ FIRES = {
     "a cooling device": (run(series=(series("throttle.cooling.Processor.0", [0, 3, 0]),)), "throttled", "suspect"),
     "pages from swap": (run(blocks=(block(0, swapped_in_pages=9),)), "swapped_in", "suspect"),
     "faults in decode": (run(blocks=(block(0, major_faults=3),)), "major_faults", "suspect"),
+    "no sampler at all": (run(sampler_cost_s=None), "sampler_lost", "suspect"),
     "a lost sampler": (run(series=(series("contention.busy", [1.0] * 5, "counter", 0.1),)), "sampler_lost", "suspect"),
     "powersave": (with_provenance(governor=Fact(value="powersave")), "governor", "note"),
     "one policy of two": (with_provenance(governor=Fact(value="performance, schedutil")), "governor", "note"),

@@ -103,7 +103,7 @@ def run(number: int, step_ms: float = 10.0, **changes: Any) -> Run:
         "energy": NO_ENERGY,
         "provenance": PROVENANCE,
     }
-    return Run(**{**values, **changes})
+    return Run(**{"sampler_cost_s": 0.01, **values, **changes})
 
 
 def failed(number: int, outcome: str, kind: str) -> Run:
