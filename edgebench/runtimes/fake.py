@@ -2,22 +2,25 @@
 
 It ships, so that scheduling, statistics, rendering and recovery can be tried in milliseconds on any machine
 (``--runtime fake --script tg_token_s=0.005``). Its blocks report the scripted time without waiting for it; its faults
-are real: a process that really dies, hangs or eats memory. Its "logits" are a hash of the tokens seen, so that the
-contract of a runtime (same tokens, same logits; prefix plus rest equals the whole) can be tested on it.
+are real: a process that really dies, hangs or eats memory, for every artifact or (``only_bits``) for one of a sweep.
+Its "logits" are a hash of the tokens seen, so that the contract of a runtime (same tokens, same logits; prefix plus
+rest equals the whole) can be tested on it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from edgebench.errors import UnknownNameError
+from edgebench.errors import UnknownNameError, UsageError
 from edgebench.records import EngineMemory, Fact, Loaded
 from edgebench.specs import Settings, TrialSpec
 
@@ -29,24 +32,48 @@ DEFAULTS: dict[str, float] = {
     "tg_token_s": 0.005,
     "spread": 0.0,  # relative spread of block times (one-sided, exponential)
     "die_signal": 0.0,  # signal number with which the process kills itself...
-    "die_at": 0.0,  # ...before this block (counted from 0), or -1: while loading
+    "die_at": 0.0,  # ...before this timed call (counted from 0, warm-ups of decode included), or -1: while loading
     "hang_s": 0.0,  # really sleeps this long while loading
     "eat_mib": 0.0,  # really touches this much memory while loading
     "fail": 0.0,  # 1: raises an exception while loading
     "nan_logits": 0.0,  # 1: its logits are not numbers
-    "block_s": 0.0,  # really sleeps this long in each block
+    "block_s": 0.0,  # really sleeps this long in each timed call
+    "only_bits": 0.0,  # the faults above happen only to an artifact of this many bits per weight; 0: to every one
 }
+_TIMES = ("load_s", "pp_token_s", "tg_token_s")
+_FAULTS = ("die_signal", "hang_s", "eat_mib", "fail", "nan_logits", "block_s")
+_LARGEST = 1e6
+_PARAMETERS = 1000
+_ONE_BYTE = 8 / _PARAMETERS  # in bits per weight: an artifact has whole bytes
 
 
 def check_script(script: dict[str, float]) -> None:
-    """Refuse a key that nothing reads.
+    """Refuse a key that nothing reads, and a value that no process can act out.
 
     Raises:
         UnknownNameError: with the nearest known key.
+        UsageError: for a value out of range.
     """
-    for key in script:
+    for key, value in script.items():
         if key not in DEFAULTS:
             raise UnknownNameError("script key of the fake runtime", key, DEFAULTS)
+        smallest = 1e-9 if key in _TIMES else -1 if key == "die_at" else 0
+        if not math.isfinite(value) or not smallest <= value <= _LARGEST:
+            raise UsageError(
+                f"The script says {key}={value:g}, which the fake runtime cannot act out.",
+                f"give a number from {smallest:g} to {_LARGEST:g}.",
+            )
+        if key == "die_signal" and value not in (0, *signal.valid_signals()):
+            raise UsageError(f"There is no signal {value:g}.", "see kill -l: 9 is SIGKILL, 11 is SIGSEGV.")
+
+
+def _script_of(trial: TrialSpec) -> dict[str, float]:
+    """The trial's script, without its faults where they are meant for another precision."""
+    script = DEFAULTS | trial.script
+    bits = 8 * trial.artifact.bytes / _PARAMETERS
+    if script["only_bits"] and abs(script["only_bits"] - bits) > _ONE_BYTE:
+        script |= dict.fromkeys(_FAULTS, 0.0)
+    return script
 
 
 class FakeContext:
@@ -72,7 +99,7 @@ class FakeContext:
         if self._script["block_s"]:
             time.sleep(self._script["block_s"])
         factor = 1 + self._script["spread"] * self._noise.expovariate(1)
-        return time.monotonic_ns(), [round(token_s * factor * 1e9)] * tokens
+        return time.monotonic_ns(), [max(1, round(token_s * factor * 1e9))] * tokens
 
     def time_prefill(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...], int]:
         self.prefill(tokens)
@@ -104,17 +131,17 @@ class FakeContext:
 
 
 class FakeModel:
-    """A "model" of 1000 parameters."""
+    """A "model" of so few parameters that its bytes are scripted, too."""
 
     first_token: int | None = None
 
     def __init__(self, trial: TrialSpec) -> None:
-        self._script = DEFAULTS | trial.script
+        self._script = _script_of(trial)
         self._count = [0]
         self._suffer()
         self.loaded = Loaded(
             load_s=self._script["load_s"],
-            parameters=1000,
+            parameters=_PARAMETERS,
             weight_bytes=trial.artifact.bytes,
             context_trained=1 << 20,
             vocabulary=VOCABULARY,
