@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from edgebench import registry
+from edgebench import artifacts, registry, store
 from edgebench.analysis.simd import missing_simd
 from edgebench.doctor.checks import Check, Section
 from edgebench.host import Host
@@ -81,8 +81,6 @@ def _installed(name: str, runtime: Runtime, topology: Topology, host: Host, said
 
 def examine_places() -> Section:
     """Where results and model files lie, whether they can be written, and how much room is left."""
-    from edgebench import artifacts, store  # the store needs SQLAlchemy, which `--help` must not import
-
     url = store.locate()
     if url.get_backend_name() == "sqlite" and url.database:
         where = _place("store", Path(url.database), store.ENVIRONMENT)
