@@ -201,6 +201,7 @@ def _sampler_lost(run: Run) -> Finding | None:
             kind="sampler_lost",
             severity="suspect",
             says="The sampler process was lost during this run: peaks, clocks and throttling are unknown.",
+            evidence={"readings": 0},
             remedy="Look for what kills processes here (memory, a policy); the next run starts a new sampler.",
         )
     if not run.series:
