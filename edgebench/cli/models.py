@@ -24,18 +24,18 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def list_models(as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+def list_models(as_json: bool) -> None:
     """Every model with a card, and whether its file is in the cache."""
-    from edgebench.artifacts import cache_dir, cached  # noqa: PLC0415 - imports are lazy: --help must stay quick
+    from edgebench.artifacts import cache_dir, cached
 
     files = cached()
     if as_json:
         _print_json({"cache": str(cache_dir()), "models": files})
         return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
-    from edgebench.units import format_bytes_mib  # noqa: PLC0415
+    from edgebench.units import format_bytes_mib
 
     table = Table("model", "precision", "MiB", "licence", "in the cache", box=None, pad_edge=False)
     table.columns[2].justify = "right"
@@ -50,12 +50,12 @@ def list_models(as_json: bool) -> None:  # noqa: FBT001 - click passes options b
 @command.command()
 @click.argument("reference")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-def show(reference: str, as_json: bool) -> None:  # noqa: FBT001 - click passes options by name
+def show(reference: str, as_json: bool) -> None:
     """What a model card declares, or what a GGUF file says about itself.
 
     REFERENCE is the id of a card, or the path of a .gguf file.
     """
-    from edgebench import cards  # noqa: PLC0415
+    from edgebench import cards
 
     try:
         card = cards.model_card(reference)
@@ -79,17 +79,17 @@ def show(reference: str, as_json: bool) -> None:  # noqa: FBT001 - click passes 
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def pull(
     references: tuple[str, ...],
-    accept_license: bool,  # noqa: FBT001 - click passes options by name
-    verify: bool,  # noqa: FBT001
-    quiet: bool,  # noqa: FBT001
-    as_json: bool,  # noqa: FBT001
+    accept_license: bool,
+    verify: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Get model files into the cache and prove by hash that they are right.
 
     REF is the id of a card, the path of a .gguf file, or hf:owner/repo/file.gguf[@revision].
     """
-    from edgebench.artifacts import obtain  # noqa: PLC0415
-    from edgebench.checkpoint.gguf import identify  # noqa: PLC0415
+    from edgebench.artifacts import obtain
+    from edgebench.checkpoint.gguf import identify
 
     artifacts: list[Artifact] = []
     for reference in references:
@@ -107,14 +107,14 @@ def pull(
 
 
 def _print_json(value: object) -> None:
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def _card_lines(card: ModelCard) -> Iterator[str]:
-    from edgebench.artifacts import cached  # noqa: PLC0415
-    from edgebench.units import format_bytes_mib  # noqa: PLC0415
+    from edgebench.artifacts import cached
+    from edgebench.units import format_bytes_mib
 
     paths = {file.sha256: file.path for file in cached()}
     yield f"{card.title} ({card.id})"
@@ -140,8 +140,8 @@ def _claim(claim: Claim) -> str:
 
 
 def _show_file(reference: str, *, as_json: bool) -> None:
-    from edgebench.artifacts import obtain  # noqa: PLC0415
-    from edgebench.checkpoint.gguf import identify  # noqa: PLC0415
+    from edgebench.artifacts import obtain
+    from edgebench.checkpoint.gguf import identify
 
     artifact, header = identify(obtain(reference))
     facts = _header_facts(header)
@@ -195,8 +195,8 @@ def _lines() -> Progress:
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
-    from rich import progress as rich  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
+    from rich import progress as rich
+    from rich.console import Console
 
     columns = (
         rich.TextColumn("{task.description}", markup=False),

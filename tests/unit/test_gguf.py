@@ -188,6 +188,10 @@ BAD = {
     "empty tensor name": (gguf(tensors=[("", (4,), 0)]), "empty"),
     "key twice": (gguf([*KEYS, KEYS[0]]), "'general.architecture' twice"),
     "tensor twice": (gguf(tensors=[("a", (4,), 0), ("a", (4,), 0)]), "same name"),
+    "last string overruns": (
+        gguf([("k", ARRAY, (STRING, ["a", "b"]))], [])[:58] + struct.pack("<Q", 2**40) + b"b" + bytes(40),
+        "ends inside the strings of 'k'",
+    ),
     "unknown value type": (gguf([*KEYS])[:24] + text("k") + struct.pack("<I", 99) + b"\0" * 600, "unknown type 99"),
     "array of arrays": (gguf([*KEYS, ("k", ARRAY, (ARRAY, []))]), "array of the unknown type 9"),
     "unknown tensor type": (gguf(tensors=[("a", (4,), 36)]), "'a' of the unknown type 36"),
