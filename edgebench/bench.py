@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal, Protocol
@@ -26,7 +27,7 @@ from edgebench.errors import Terminated
 from edgebench.host import Host
 from edgebench.plan import Rejected
 from edgebench.provenance import collect
-from edgebench.records import Energy, MemoryUse, Provenance, Run, Series
+from edgebench.records import Energy, Finding, MemoryUse, Provenance, Run, Series
 from edgebench.schedule import Next, Schedule, Why
 from edgebench.specs import DeviceProfile, Plan, TrialSpec
 from edgebench.stats import median
@@ -36,6 +37,12 @@ from edgebench.topology import Topology
 NO_ENERGY = "no energy sensor is supported by this version of edgebench yet"
 _WORTH_CHANGING = 1.03
 """Another thread count than the default must be this much faster, else the difference may be noise."""
+_SAMPLER_LOST = Finding(
+    kind="sampler_lost",
+    severity="suspect",
+    says="The process that reads the sensors was lost during the run: peaks, clocks and energy of it are unknown.",
+    remedy="Measure again; if it recurs, report it with `edgebench doctor --json`.",
+)
 
 
 class Listener(Protocol):
@@ -165,9 +172,9 @@ class Session:
 
     def _run(self, job: MeasureJob | ThreadSearchJob, run_id: str, round_: int) -> Run:
         self._cgroup.reset()
-        child = Child(job, self._setting.host, self._setting.limits)
-        self._telemetry.watch(child.pid)
-        ended = child.listen(self._hear)
+        with closing(Child(job, self._setting.host, self._setting.limits)) as child:
+            self._telemetry.watch(child.pid)
+            ended = child.listen(self._hear)
         readings = self._telemetry.collect()
         return self._record(job, run_id, round_, ended, readings)
 
@@ -203,7 +210,8 @@ class Session:
             provenance=self._provenance(trial.runtime),
             sampler_cost_s=readings.cpu_s if readings else None,
         )
-        return msgspec.structs.replace(run, findings=run_findings(run))
+        lost = (_SAMPLER_LOST,) if readings is None else ()
+        return msgspec.structs.replace(run, findings=(*run_findings(run), *lost))
 
     def _provenance(self, runtime: str) -> Provenance:
         about = self._setting.about[runtime]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -21,11 +22,13 @@ import msgspec
 from edgebench import cgroups
 from edgebench.engine.messages import Job, Phase, Ready, Reply
 from edgebench.engine.protocol import Attempt, Exit, Limits
+from edgebench.errors import HostError
 from edgebench.host import Host
 from edgebench.kerneltext import find_counts
 from edgebench.records import Failure, Outcome
 
 _TAIL_BYTES = 4000
+_EXIT_S = 30.0
 _LONGEST_LINE = 64 * 1024 * 1024
 
 
@@ -54,18 +57,8 @@ class Child:
         self.attempt = Attempt(limits=limits, heard_ns=host.monotonic_ns())
         self._started_ns = self.attempt.heard_ns
         self._oom_before = oom_kills(host)
-        self._output = tempfile.TemporaryFile()
-        reading, writing = os.pipe()
-        self._replies: BinaryIO = os.fdopen(reading, "rb", buffering=0)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgebench.engine.worker", str(writing)],
-            stdin=subprocess.PIPE,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-            start_new_session=True,
-        )
-        os.close(writing)
+        self._output = _output_file()
+        self._process, self._replies = _start(self._output)
         self.pid = self._process.pid
         self._order(msgspec.json.encode(job))
 
@@ -85,28 +78,33 @@ class Child:
             self._hear_all(on_message)
             return self._end()
         finally:
-            self.kill()
-            self._replies.close()
-            self._output.close()
+            self.close()
 
     def _hear_all(self, on_message: Callable[[Reply], None]) -> None:
         decoder = msgspec.json.Decoder(Reply)
         pending = b""
         with selectors.DefaultSelector() as selector:
             selector.register(self._replies, selectors.EVENT_READ)
-            while True:
-                now = self._host.monotonic_ns()
-                if self.attempt.expire(now):
+            while data := self._next_bytes(selector):
+                *lines, pending = (pending + data).split(b"\n")
+                try:
+                    for line in lines:
+                        self._take(decoder.decode(line), on_message)
+                except msgspec.DecodeError as error:
+                    self.attempt.nonsense = str(error)
+                if len(pending) > _LONGEST_LINE:
+                    self.attempt.nonsense = f"a line of more than {_LONGEST_LINE} bytes"
+                if self.attempt.nonsense:
                     self.kill()
                     return
-                if not selector.select((self.attempt.deadline_ns() - now) / 1e9):
-                    continue
-                data = self._replies.read(1 << 16)
-                if not data or len(pending) > _LONGEST_LINE:
-                    return
-                *lines, pending = (pending + data).split(b"\n")
-                for line in lines:
-                    self._take(decoder.decode(line), on_message)
+
+    def _next_bytes(self, selector: selectors.BaseSelector) -> bytes:
+        """What the child says next; nothing when it closed its pipe, or was killed because it was silent too long."""
+        while not self.attempt.expire(now := self._host.monotonic_ns()):
+            if selector.select((self.attempt.deadline_ns() - now) / 1e9):
+                return self._replies.read(1 << 16)
+        self.kill()
+        return b""
 
     def _take(self, message: Reply, on_message: Callable[[Reply], None]) -> None:
         self.attempt.hear(message, self._host.monotonic_ns())
@@ -129,8 +127,9 @@ class Child:
     def _wait(self) -> int:
         """The exit status; a child that closed its pipe and does not exit is killed."""
         try:
-            return self._process.wait(timeout=30)
+            return self._process.wait(timeout=_EXIT_S)
         except subprocess.TimeoutExpired:
+            self.attempt.silent_s = _EXIT_S
             self.kill()
             return self._process.wait()
 
@@ -139,16 +138,56 @@ class Child:
         self._output.seek(max(0, size - _TAIL_BYTES))
         return self._output.read().decode("utf-8", "replace").strip()
 
+    def close(self) -> None:
+        """Kill the child if it lives, and let go of its pipes. Twice is fine."""
+        self.kill()
+        self._replies.close()
+        self._output.close()
+
     def kill(self) -> None:
         """Kill the child and whatever it started; a dead one is fine."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            try:
+            with suppress(BrokenPipeError):  # what was still to be said reaches nobody
                 self._process.stdin.close()
-            except BrokenPipeError:
-                pass  # what was still to be said reached nobody
         if self._process.poll() is None:
-            os.killpg(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError, PermissionError):  # it ended this very moment (macOS: not permitted)
+                os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def _output_file() -> BinaryIO:
+    """Where the child's own output goes: an unnamed file on disk, since a native engine may say much."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:
+        raise HostError(
+            f"No temporary file can be made: {error.strerror or error}.",
+            "free space in the folder for temporary files, or set TMPDIR to one that you may write.",
+        ) from error
+
+
+def _start(output: BinaryIO) -> tuple[subprocess.Popen[bytes], BinaryIO]:
+    """The process and the end of the pipe on which it replies."""
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgebench.engine.worker", str(writing)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(reading)
+        output.close()
+        raise HostError(
+            f"No child process can be started: {error.strerror or error}.",
+            "end other programs, or raise the limit on processes and memory (ulimit -u, ulimit -v).",
+        ) from error
+    finally:
+        os.close(writing)
+    return process, os.fdopen(reading, "rb", buffering=0)
 
 
 def oom_kills(host: Host) -> int:

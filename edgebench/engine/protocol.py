@@ -48,7 +48,10 @@ class Attempt:
     limits: Limits
     heard_ns: int
     phase: str = "start"
-    timed_out: bool = False
+    silent_s: float | None = None
+    """How long it was silent when it was stopped for that."""
+    nonsense: str = ""
+    """What was wrong with something it said that is no message."""
     about: About | None = None
     loaded: Loaded | None = None
     failed: Failed | None = None
@@ -78,24 +81,33 @@ class Attempt:
         else:
             self.finished = message
 
+    def _allowed_s(self) -> float:
+        return self.limits.load_s if self.phase in ("start", "load") else self.limits.block_s
+
     def deadline_ns(self) -> int:
         """When silence becomes a time-out."""
-        allowed = self.limits.load_s if self.phase in ("start", "load") else self.limits.block_s
-        return self.heard_ns + round(allowed * 1e9)
+        return self.heard_ns + round(self._allowed_s() * 1e9)
 
     def expire(self, now_ns: int) -> bool:
         """Whether the child is to be killed for its silence; remembered for the verdict."""
-        self.timed_out = self.timed_out or now_ns >= self.deadline_ns()
-        return self.timed_out
+        if self.silent_s is None and now_ns >= self.deadline_ns():
+            self.silent_s = self._allowed_s()
+        return self.silent_s is not None
 
     def conclude(self, end: Exit) -> tuple[Outcome, Failure | None]:
         """The outcome and, unless it is ``ok``, the failure. The order of the rules is the order of evidence."""
-        if self.timed_out:
-            allowed = self.limits.load_s if self.phase in ("start", "load") else self.limits.block_s
+        if self.silent_s is not None:
             return "timeout", self._failure(
                 "timeout",
-                f"no sign of life for {allowed:g} s in phase {self.phase!r}, so it was stopped",
+                f"no sign of life for {self.silent_s:g} s in phase {self.phase!r}, so it was stopped",
                 "raise --timeout if the device is that slow, else report the model and the engine's version.",
+                end,
+            )
+        if self.nonsense:
+            return "failed", self._failure(
+                "protocol",
+                f"it said something that is no message in phase {self.phase!r} ({self.nonsense}), so it was stopped",
+                "report it with the end of its log in the record (edgebench runs show).",
                 end,
             )
         if self.finished is not None and end.status == 0:

@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import sys
+from contextlib import suppress
 
 import msgspec
 
@@ -26,17 +27,17 @@ class Telemetry:
         self._host, self._profile = host, profile
         self._process: subprocess.Popen[bytes] | None = None
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edgebench.engine.sampler", str(self._host.root)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._process = process
-        self._write(msgspec.json.encode(self._profile))
-        return process
+    def _start(self) -> None:
+        """A sampler that cannot be started (no process or memory is left) is like one that was lost."""
+        with suppress(OSError):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "edgebench.engine.sampler", str(self._host.root)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._write(msgspec.json.encode(self._profile))
 
     def _write(self, line: bytes) -> bool:
         """Whether the sampler is there to read it."""
@@ -82,7 +83,5 @@ class Telemetry:
         process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                try:
+                with suppress(BrokenPipeError):  # an order that nobody will read
                     stream.close()
-                except BrokenPipeError:
-                    pass  # an order that nobody will read
