@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import time
 import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
@@ -236,12 +235,14 @@ def test_a_name_of_64_kib_does_not_fill_the_screen(write):
     assert len(str(caught.value)) < 500
 
 
-def test_a_vocabulary_of_262k_words_is_walked_quickly_and_not_kept(write):
+def test_a_vocabulary_of_262k_words_is_walked_and_not_kept(write):
     words = (STRING, [f"word{n}" for n in range(262_144)])
     path = write(gguf([*KEYS[:10], ("tokenizer.ggml.tokens", ARRAY, words)]))
-    started = time.perf_counter()
+    tracemalloc.start()
     header = read_header(path)
-    assert time.perf_counter() - started < 0.5
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
     assert header.vocabulary == 262_144
 
 
@@ -251,10 +252,8 @@ def test_a_claimed_vocabulary_of_billions_ends_at_once(tmp_path):
     with path.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + array)
         file.truncate(8 << 30)  # sparse: eight GiB of empty strings
-    started = time.perf_counter()
     with pytest.raises(ArtifactError, match="more than any vocabulary"):
         read_header(path)
-    assert time.perf_counter() - started < 0.5
 
 
 def read_or_refuse(path: Path, content: bytes) -> GGUFHeader | None:
