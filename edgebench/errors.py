@@ -100,5 +100,5 @@ class FetchError(HostError):
     """An artifact cannot be obtained from its source."""
 
 
-class Terminated(BaseException):  # noqa: N818 - named like KeyboardInterrupt, which it accompanies
-    """SIGTERM arrived. Like KeyboardInterrupt it is no `Exception`: only cleaning up may stand in its way."""
+class Terminated(BaseException):
+    """SIGTERM arrived. Named like KeyboardInterrupt, and no `Exception` either: only cleaning up may delay it."""

@@ -74,7 +74,9 @@ class Host:
         try:
             return path.read_bytes().decode("utf-8", "replace").strip("\0\n\r\t ")
         except OSError as error:
-            raise Unavailable(self._shown(path), _REASONS.get(error.errno or 0, error.strerror or "unreadable")) from error
+            raise Unavailable(
+                self._shown(path), _REASONS.get(error.errno or 0, error.strerror or "unreadable")
+            ) from error
 
     def read_int(self, path: Path) -> int:
         """The text of a kernel file as an integer.
@@ -108,7 +110,9 @@ class Host:
         try:
             path.write_text(text)
         except OSError as error:
-            raise Unavailable(self._shown(path), _REASONS.get(error.errno or 0, error.strerror or "unwritable")) from error
+            raise Unavailable(
+                self._shown(path), _REASONS.get(error.errno or 0, error.strerror or "unwritable")
+            ) from error
 
     def _shown(self, path: Path) -> str:
         """The path as it would be on the device itself."""

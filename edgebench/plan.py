@@ -274,4 +274,3 @@ def _fake_artifact(model: str, precision: str) -> Artifact:
 def _placeholder(model: str, precision: str, runtime: Runtime) -> Artifact:
     """Stands in the record of a trial whose artifact could not be made: it has no bytes and no hash."""
     return Artifact(model=model, precision=precision, format=runtime.formats[0], path="", bytes=0, sha256="")
-

@@ -217,4 +217,3 @@ def _check_files(plan: Plan) -> None:
                 f"The artifact {trial.artifact.model} {trial.artifact.precision} is gone: {path}.",
                 "run the profile again from the start: edgebench profile",
             )
-

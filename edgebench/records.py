@@ -1,4 +1,4 @@
-"""What happened: immutable records with raw samples. Statistics are computed when a record is read, never stored instead.
+"""What happened: immutable records with raw samples. Statistics are computed when a record is read, not stored instead.
 
 A **run** is one *round* of a trial: one fresh process that loads the artifact, warms up and measures some blocks. The
 rounds of a trial are its replications, so intervals come from runs.

@@ -55,9 +55,9 @@ def fetch(source: HubSource, progress: Progress) -> Artifact:
 
 def _library() -> ModuleType:
     try:
-        import huggingface_hub.constants  # noqa: PLC0415 - an extra, and slow to import
-        import huggingface_hub.errors  # noqa: PLC0415
-        import huggingface_hub.utils  # noqa: PLC0415
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as error:
         raise MissingDependency(
             "Files on a hub need the package huggingface_hub.", "pip install 'edgebench[hub]'."

@@ -56,7 +56,7 @@ class Cursor:
         self.need(form.size, what)
         (value,) = form.unpack_from(self.data, self.at)
         self.at += form.size
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[no-any-return]  # struct's values are Any
 
     def u32(self, what: str) -> int:
         """An unsigned 32-bit integer."""

@@ -65,7 +65,7 @@ def _fail(error: EdgebenchError) -> int:
     return error.exit_code
 
 
-def _run() -> int:
+def _run() -> int:  # noqa: PLR0911 - one for each way to end
     try:
         result = cli.main(prog_name="edgebench", standalone_mode=False)
     except EdgebenchError as error:
@@ -76,10 +76,14 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("edgebench: interrupted; what was measured is kept. Go on with: edgebench profile --resume", err=True)
+        click.echo(
+            "edgebench: interrupted; what was measured is kept. Go on with: edgebench profile --resume", err=True
+        )
         return _INTERRUPTED
     except Terminated:
-        click.echo("edgebench: told to stop; what was measured is kept. Go on with: edgebench profile --resume", err=True)
+        click.echo(
+            "edgebench: told to stop; what was measured is kept. Go on with: edgebench profile --resume", err=True
+        )
         return _TERMINATED
     except BrokenPipeError:
         # The reader of our output went away (``| head``): nothing is wrong, but nothing more can be said either.

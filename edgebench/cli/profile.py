@@ -20,27 +20,61 @@ _DEFAULT_MODEL = "smollm2-135m-instruct"
 
 @click.command()
 @click.option("--device", default="cpu", show_default=True, help="Compute device.")
-@click.option("--model", "models", multiple=True, metavar="MODEL", help="Card id, path/to/model.gguf, or hf:owner/repo/file.gguf@revision. Repeatable.")
-@click.option("--precision", "precisions", multiple=True, metavar="NAME", help="shipped, q8_0, q4_0, q4_k_m... Repeatable, or a list with commas.")
-@click.option("--runtime", "runtimes", multiple=True, metavar="NAME", help="Engine; without it, every installed one. Repeatable.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="MODEL",
+    help="Card id, path/to/model.gguf, or hf:owner/repo/file.gguf@revision. Repeatable.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="NAME",
+    help="shipped, q8_0, q4_0, q4_k_m... Repeatable, or a list with commas.",
+)
+@click.option(
+    "--runtime", "runtimes", multiple=True, metavar="NAME", help="Engine; without it, every installed one. Repeatable."
+)
 @click.option("--threads", type=int, metavar="N", help="Use N threads instead of searching for the best number.")
-@click.option("--workload", "workloads", multiple=True, metavar="NAME", help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache. Repeatable.")
+@click.option(
+    "--workload",
+    "workloads",
+    multiple=True,
+    metavar="NAME",
+    help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache. Repeatable.",
+)
 @click.option("--budget", metavar="TIME", help="Time for measuring: 90s, 10m.")
 @click.option("--quick", is_flag=True, help="An answer within half a minute: few rounds, wide intervals.")
 @click.option("--thorough", is_flag=True, help="Up to 15 minutes, for intervals of 1 %.")
-@click.option("--output", metavar="FILE.json", type=click.Path(dir_okay=False), help="Also write everything, raw samples included, to a file.")
-@click.option("--resume", is_flag=False, flag_value="last", metavar="[SESSION]", help="Finish an interrupted session; only what is missing is repeated.")
+@click.option(
+    "--output",
+    metavar="FILE.json",
+    type=click.Path(dir_okay=False),
+    help="Also write everything, raw samples included, to a file.",
+)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="last",
+    metavar="[SESSION]",
+    help="Finish an interrupted session; only what is missing is repeated.",
+)
 @click.option("--timeout", metavar="TIME", help="Longest silence of a step before it counts as hanging. [default: 15m]")
 @click.option("--store", metavar="URL", help="Result store: a path or a URL.")
 @click.option("--accept-license", is_flag=True, help="Accept the model's terms before its first download.")
 @click.option("--force-context", is_flag=True, help="Allow workloads longer than the model's context.")
-@click.option("--script", multiple=True, metavar="KEY=VALUE", help="For --runtime fake, e.g. tg_token_s=0.005. Repeatable.")
+@click.option(
+    "--script", multiple=True, metavar="KEY=VALUE", help="For --runtime fake, e.g. tg_token_s=0.005. Repeatable."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def command(**options: Any) -> int:
     """Profile a language model: prefill and decode speed, latency, memory, and how far to trust them.
 
-    Without options: the default model as shipped and at two more precisions, on every installed runtime, in two minutes.
+    Without options: the default model as shipped and at two more precisions, on every installed runtime, in two
+    minutes.
     """
     from rich.console import Console
 
@@ -154,7 +188,9 @@ def print_outcome(console: Any, outcome: Outcome) -> None:
         settings = next(trial.settings for trial in outcome.plan.trials if trial.runtime == runtime)
         text.print_threads(console, rates, runtime, (settings.threads, settings.threads_batch))
     text.print_trials(console, outcome.trials)
-    energies = {trial.energy.reason for trial in outcome.trials if trial.outcome == "ok" and trial.energy.energy_j is None}
+    energies = {
+        trial.energy.reason for trial in outcome.trials if trial.outcome == "ok" and trial.energy.energy_j is None
+    }
     for reason in sorted(energies):
         console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
     text.print_findings(console, outcome.trials)

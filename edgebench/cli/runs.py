@@ -47,7 +47,7 @@ def list_(
     where: str | None, *, as_json: bool, list_runs: bool, session_id: str | None, limit: int | None, **only: str | None
 ) -> None:
     """List sessions, newest first, with what became of their runs."""
-    from edgebench.cli import _runs_text as text  # noqa: PLC0415 - lazily: rich
+    from edgebench.cli import _runs_text as text
 
     if not list_runs and (session_id or any(only.values())):
         raise UsageError("--session, --model, --precision, --runtime and --outcome choose runs.", "add --runs.")
@@ -74,8 +74,8 @@ def list_(
 @click.argument("id_", metavar="[ID]", required=False)
 def show(where: str | None, *, as_json: bool, id_: str | None) -> None:
     """Show a session or a run by its id or the beginning of it; without ID, the latest session."""
-    from edgebench.cli import _runs_text as text  # noqa: PLC0415 - lazily: rich
-    from edgebench.store import Store  # noqa: PLC0415 - lazily: sqlalchemy
+    from edgebench.cli import _runs_text as text
+    from edgebench.store import Store
 
     with Store.open(where, read_only=True) as store:
         id_ = id_ or _latest(store)
@@ -116,8 +116,8 @@ def show(where: str | None, *, as_json: bool, id_: str | None) -> None:
 )
 def export(where: str | None, *, as_json: bool, session_id: str | None, output: str | None, form: str | None) -> None:
     """Write stored results for other programs: raw samples as JSON, or one row per block as CSV."""
-    from edgebench.cli import _runs_export  # noqa: PLC0415 - lazily: msgspec
-    from edgebench.store import Store  # noqa: PLC0415 - lazily: sqlalchemy
+    from edgebench.cli import _runs_export
+    from edgebench.store import Store
 
     to_stdout = output in {None, "-"}
     if as_json and to_stdout and form in {"jsonl", "csv"}:
@@ -142,14 +142,14 @@ def export(where: str | None, *, as_json: bool, session_id: str | None, output: 
 @_json_option
 def schema(*, as_json: bool) -> None:  # noqa: ARG001 - a JSON Schema is JSON either way
     """Print the JSON Schema of a run as `runs export` writes it."""
-    from edgebench.cli import _runs_export  # noqa: PLC0415 - lazily: msgspec
+    from edgebench.cli import _runs_export
 
     _echo_json(_runs_export.run_schema())
 
 
 def _default_or_none(where: str | None, stack: ExitStack) -> Store | None:
     """The store, read only. None when nobody named a store and nothing was measured yet: a list is then empty."""
-    from edgebench.store import ENVIRONMENT, NoStoreYetError, Store  # noqa: PLC0415 - lazily: sqlalchemy
+    from edgebench.store import ENVIRONMENT, NoStoreYetError, Store
 
     try:
         return stack.enter_context(Store.open(where, read_only=True))
@@ -167,6 +167,6 @@ def _latest(store: Store) -> str:
 
 
 def _echo_json(document: Any) -> None:
-    import msgspec  # noqa: PLC0415 - lazily
+    import msgspec
 
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2))

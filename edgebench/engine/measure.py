@@ -14,7 +14,17 @@ import numpy as np
 
 from edgebench.engine.edges import EdgeReader
 from edgebench.engine.memory import MemoryReader
-from edgebench.engine.messages import Finished, Measured, MeasureJob, Opened, Phase, Ready, Reply, ThreadSearchJob, Timed
+from edgebench.engine.messages import (
+    Finished,
+    Measured,
+    MeasureJob,
+    Opened,
+    Phase,
+    Ready,
+    Reply,
+    ThreadSearchJob,
+    Timed,
+)
 from edgebench.errors import ArtifactError
 from edgebench.host import Host
 from edgebench.records import Block

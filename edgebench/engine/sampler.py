@@ -8,6 +8,7 @@ and answers on standard output. Between orders it sleeps until the next sensor i
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
 import sys
@@ -88,6 +89,13 @@ def detect_sensors(host: Host, profile: DeviceProfile | None) -> list[Sensor]:
     return [sensor for sensor in found if sensor is not None]
 
 
+def _watch(tracks: list[Track], pid: int | None) -> None:
+    for track in tracks:
+        if hasattr(track.sensor, "watch"):
+            track.sensor.watch(pid)
+        track.clear()
+
+
 def _serve(tracks: list[Track], orders: BinaryIO) -> None:
     decoder, encoder = msgspec.json.Decoder(Order), msgspec.json.Encoder()
     sampling = False
@@ -104,10 +112,7 @@ def _serve(tracks: list[Track], orders: BinaryIO) -> None:
             if order.do == "quit":
                 return
             if order.do == "watch":
-                for track in tracks:
-                    if hasattr(track.sensor, "watch"):
-                        track.sensor.watch(order.pid)
-                    track.clear()
+                _watch(tracks, order.pid)
                 sampling, cpu_before = True, time.process_time()
             else:
                 sampling = False
@@ -127,10 +132,8 @@ def main() -> None:
     host = Host(sys.argv[1])
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as orders:  # unbuffered, so that select sees all
         profile = msgspec.json.decode(orders.readline(), type=DeviceProfile | None)
-        try:
+        with contextlib.suppress(PermissionError):  # an ordinary user samples at ordinary priority
             os.nice(-5)
-        except PermissionError:
-            pass  # an ordinary user samples at ordinary priority
         _serve([Track(sensor) for sensor in detect_sensors(host, profile)], orders)
 
 

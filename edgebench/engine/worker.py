@@ -17,9 +17,18 @@ from typing import BinaryIO
 import msgspec
 
 from edgebench.engine import measure
-from edgebench.engine.messages import About, AboutJob, Failed, Finished, Job, MeasureJob, QuantizeJob, Reply
-from edgebench.engine.messages import ThreadSearchJob
+from edgebench.engine.messages import (
+    About,
+    AboutJob,
+    Failed,
+    Finished,
+    Job,
+    QuantizeJob,
+    Reply,
+    ThreadSearchJob,
+)
 from edgebench.errors import EdgebenchError
+from edgebench.export.quantize import quantize
 from edgebench.host import Host, Unavailable
 from edgebench.records import Fact
 from edgebench.registry import load
@@ -77,8 +86,6 @@ def _do(job: Job, channel: Channel, host: Host) -> Finished:
         channel.say(_about(load("runtimes", job.runtime).RUNTIME))
         return Finished()
     if isinstance(job, QuantizeJob):
-        from edgebench.export.quantize import quantize
-
         return Finished(notes=quantize(job.source, job.target, job.precision, job.threads))
     runtime: Runtime = load("runtimes", job.trial.runtime).RUNTIME
     channel.say(_about(runtime))

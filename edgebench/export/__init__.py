@@ -1,0 +1,1 @@
+"""Artifacts out: a checkpoint at another precision."""

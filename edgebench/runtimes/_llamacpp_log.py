@@ -16,7 +16,9 @@ _INFO, _ERROR, _CONTINUED = 2, 4, 5
 _BUFFER = re.compile(
     r"(?P<buffer>\S+)\s+(?P<what>model|KV|RS|compute|output) buffer size\s*=\s*(?P<mib>[0-9]+(?:\.[0-9]+)?)\s*MiB"
 )
-_ALLOCATION = re.compile(r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate", re.IGNORECASE)
+_ALLOCATION = re.compile(
+    r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate", re.IGNORECASE
+)
 
 
 class EngineLog:

@@ -67,7 +67,7 @@ class LlamaContext:
         self._vocabulary = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
 
     def clear(self) -> None:
-        self._lib.llama_memory_clear(self._memory, False)
+        self._lib.llama_memory_clear(self._memory, False)  # noqa: FBT003 - ctypes takes no names
 
     def _batches(self, tokens: Sequence[int], size: int) -> tuple[Any, list[Any]]:
         """The token buffer (to be kept alive) and one batch view for each ``size`` tokens of it."""
@@ -231,7 +231,7 @@ class LlamaCpp:
     def version(self) -> Fact:
         package = importlib.metadata.version("llama-cpp-python")
         lib = _library()
-        function = getattr(getattr(lib, "_lib", None) or lib.llama_cpp._lib, "llama_version", None)
+        function = getattr(getattr(lib, "_lib", None) or lib.llama_cpp._lib, "llama_version", None)  # noqa: SLF001 - not among its bindings
         if function is None:
             return Fact(value=f"llama-cpp-python {package}")
         function.restype = ctypes.c_char_p
