@@ -41,6 +41,10 @@ class Parent(Protocol):
         """Send a message."""
         ...
 
+    def note(self, text: str) -> None:
+        """Keep what the engine says."""
+        ...
+
     def wait_for_go(self) -> None:
         """Wait until the parent is idle."""
         ...
@@ -110,8 +114,9 @@ class Bench:
             context.prefill(tokens)
             logits = context.logits()
             if not np.isfinite(logits).all():
+                artifact = self.trial.artifact
                 raise ArtifactError(
-                    f"{self.trial.artifact.path}: the model's logits are not finite numbers.",
+                    f"{artifact.path or artifact.model}: the model's logits are not finite numbers.",
                     "make or pull the artifact again; if it persists, the engine's build is broken on this CPU.",
                 )
             tokens = [int(logits.argmax())]
@@ -123,7 +128,7 @@ def _open(job: MeasureJob | ThreadSearchJob, runtime: Runtime, parent: Parent, h
     memory = MemoryReader(host)
     parent.say(Phase(name="load", t_ns=time.monotonic_ns()))
     memory.begin()
-    model = runtime.open(job.trial, lambda _text: None)
+    model = runtime.open(job.trial, parent.note)
     parent.say(Opened(loaded=model.loaded))
     parent.say(Measured(phase=memory.end("load")))
     return Bench(model, job.trial, parent, host)

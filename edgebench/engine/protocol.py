@@ -29,6 +29,7 @@ _SMALLER = "choose a smaller precision or context, or free memory (see edgebench
 _ALLOCATION = re.compile(r"bad_alloc|(failed|unable) to allocate|cannot allocate memory|out of memory", re.IGNORECASE)
 """What engines and the C++ library say when an allocation fails; they abort or crash right after."""
 _LONGEST_QUOTE = 200
+_FOLDERS = re.compile(r"\S*/(?=[^/\s]+:[0-9]+:)")
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,6 @@ class Attempt:
 
 
 def _last_words(log: str) -> str:
-    """The last line that a process wrote before it crashed: a failed assertion, usually."""
+    """The last line that a process wrote before it crashed, without the folder of a source file: an assertion."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return f": {lines[-1][:_LONGEST_QUOTE]}" if lines else ""
+    return f": {_FOLDERS.sub('', lines[-1])[:_LONGEST_QUOTE]}" if lines else ""

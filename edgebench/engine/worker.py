@@ -23,6 +23,7 @@ from edgebench.engine.messages import (
     Failed,
     Finished,
     Job,
+    Phase,
     QuantizeJob,
     Reply,
     ThreadSearchJob,
@@ -53,6 +54,11 @@ class Channel:
         """Write one message."""
         self._replies.write(self._encoder.encode(message) + b"\n")
         self._replies.flush()
+
+    @staticmethod
+    def note(text: str) -> None:
+        """Keep what the engine says: the end of it goes into the record of a failure, however the child dies."""
+        sys.stderr.write(text + "\n")
 
     def wait_for_go(self) -> None:
         """Block until the parent has finished drawing. A parent that is gone ends the child."""
@@ -86,7 +92,8 @@ def _do(job: Job, channel: Channel, host: Host) -> Finished:
         channel.say(_about(load("runtimes", job.runtime).RUNTIME))
         return Finished()
     if isinstance(job, QuantizeJob):
-        return Finished(notes=quantize(job.source, job.target, job.precision, job.threads))
+        channel.say(Phase(name="quantize", t_ns=host.monotonic_ns()))
+        return Finished(notes=quantize(job.source, job.target, job.precision, job.threads, channel.note))
     runtime: Runtime = load("runtimes", job.trial.runtime).RUNTIME
     channel.say(_about(runtime))
     if job.trial.settings.cpus and hasattr(os, "sched_setaffinity"):

@@ -7,7 +7,9 @@ K- and IQ-types need row lengths divisible by 256; llama.cpp silently stores oth
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+from collections.abc import Callable
 
 from edgebench.errors import ArtifactError, UnknownNameError
 
@@ -49,18 +51,24 @@ def check_precision(name: str) -> str:
     return lowered
 
 
-def quantize(source: str, target: str, precision: str, threads: int) -> tuple[str, ...]:
-    """Write ``target`` at ``precision`` from ``source``; returns notes that a reader must know.
+def quantize(source: str, target: str, precision: str, threads: int, note: Callable[[str], None]) -> tuple[str, ...]:
+    """Write ``target`` at ``precision`` from ``source``; returns what a reader must know.
+
+    ``note`` is given every line that llama.cpp says, as it comes.
 
     Raises:
         ArtifactError: when llama.cpp refuses the source or cannot write the target.
     """
+    # On a failed assertion ggml would start a debugger for a backtrace: seconds, and it buries the assertion itself.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     import llama_cpp
 
     said: list[tuple[int, str]] = []
 
     def take(level: int, text: bytes, _user: object) -> None:
-        said.append((level, text.decode("utf-8", "replace").strip()))
+        line = text.decode("utf-8", "replace").strip()
+        said.append((level, line))
+        note(line)
 
     callback = llama_cpp.llama_log_callback(take)
     llama_cpp.llama_log_set(callback, None)

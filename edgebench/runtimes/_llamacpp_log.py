@@ -7,7 +7,7 @@ reliable source. Debug lines are dropped on arrival: a context writes thousands 
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections.abc import Callable
 
 from edgebench.records import EngineMemory
 
@@ -22,11 +22,15 @@ _ALLOCATION = re.compile(
 
 
 class EngineLog:
-    """Keeps what matters: the buffer sizes of the model and of the latest context, errors, and the last lines."""
+    """Keeps what matters: the buffer sizes of the model and of the latest context, and errors.
 
-    def __init__(self) -> None:
+    Args:
+        note: given every line but debug lines, as it comes.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
         self.errors: list[str] = []
-        self._tail: deque[str] = deque(maxlen=60)
+        self._note = note
         self._weights: dict[str, int] = {}
         self._context: dict[str, int] = {}
         self._largest: dict[str, int] = {}
@@ -38,11 +42,11 @@ class EngineLog:
             self._keep = level >= _INFO
         if not self._keep or not text.strip(" .\n"):
             return
-        self._tail.append(text.rstrip("\n"))
         if level == _ERROR:
             self.errors.append(text.strip())
         for match in _BUFFER.finditer(text):
             self._count(match["buffer"], match["what"], round(float(match["mib"]) * 1024 * 1024))
+        self._note(text.rstrip("\n"))
 
     def _count(self, buffer: str, what: str, size: int) -> None:
         if what == "model":
@@ -75,7 +79,3 @@ class EngineLog:
     def said_out_of_memory(self) -> bool:
         """Whether an allocation failed, by its own words."""
         return any(_ALLOCATION.search(line) for line in self.errors)
-
-    def tail(self) -> str:
-        """The last lines, for a failure record."""
-        return "\n".join(self._tail)

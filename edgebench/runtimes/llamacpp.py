@@ -16,6 +16,7 @@ import ctypes
 import gc
 import importlib.metadata
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +39,8 @@ class EngineFailure(RuntimeError):
 
 
 def _library() -> Any:
+    # On a failed assertion ggml would start a debugger for a backtrace: seconds, and it buries the assertion itself.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     import llama_cpp
 
     return llama_cpp
@@ -242,20 +245,17 @@ class LlamaCpp:
 
     def open(self, trial: TrialSpec, log: Callable[[str], None]) -> LlamaModel:
         lib = _library()
-        engine_log = capture_log(lib)
+        engine_log = capture_log(lib, log)
         lib.llama_backend_init()
-        try:
-            return LlamaModel(lib, trial, engine_log)
-        finally:
-            log(engine_log.tail())
+        return LlamaModel(lib, trial, engine_log)
 
 
 _callbacks: list[object] = []
 
 
-def capture_log(lib: Any) -> EngineLog:
+def capture_log(lib: Any, note: Callable[[str], None]) -> EngineLog:
     """Send llama.cpp's log into a fresh `EngineLog`; the C side keeps a pointer, so the callback must stay alive."""
-    log = EngineLog()
+    log = EngineLog(note)
 
     def take(level: int, text: bytes, _user: object) -> None:
         log.write(level, text.decode("utf-8", "replace"))

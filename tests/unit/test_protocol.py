@@ -159,9 +159,9 @@ def test_a_crash_after_a_refused_allocation_is_out_of_memory(said: str, number: 
 
 
 def test_an_abort_quotes_the_last_thing_that_was_said():
-    said = "load: reading\nllama-hparams.cpp:42: GGML_ASSERT(il < n_layer) failed\n"
+    said = "load: reading\n/builds/llama.cpp/src/llama-hparams.cpp:42: GGML_ASSERT(il < n_layer) failed\n"
     _, failure = failure_of(attempt(*WHOLE[:2]), signal=signal.SIGABRT, stderr_tail=said)
-    assert failure.says.endswith("llama-hparams.cpp:42: GGML_ASSERT(il < n_layer) failed")
+    assert failure.says.endswith("in phase 'load': llama-hparams.cpp:42: GGML_ASSERT(il < n_layer) failed")
 
 
 @pytest.mark.parametrize(
