@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -606,17 +607,22 @@ except StoreError as error:
 
 def unprivileged(path: Path, how: str) -> str:
     """What a user without rights to the folder is told; root would be allowed everything."""
-    for folder in (path.parent, *path.parent.parents):
-        if not folder.stat().st_mode & 0o001 and folder.stat().st_uid == os.getuid():
-            folder.chmod(folder.stat().st_mode | 0o011)
     argv = [sys.executable, "-c", _UNPRIVILEGED, str(path), how]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     return done.stdout
 
 
-def test_a_folder_that_cannot_be_written_can_be_read_but_not_written(tmp_path: Path):
-    folder = tmp_path / "medium"
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can enter; pytest closes its own to them, again at the start of each session."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_a_folder_that_cannot_be_written_can_be_read_but_not_written(open_folder: Path):
+    folder = open_folder / "medium"
     path = folder / "results.db"
     filled(path, 3)
     path.chmod(0o444)
