@@ -62,6 +62,8 @@ class Schedule:
         decision = should_stop(self._values(runs), self._plan.protocol)
         if decision.stop and decision.reason != "continue":
             self.stopped[trial_id] = decision.reason
+        elif len(runs) >= self._plan.protocol.max_rounds + _KILLS_TOLERATED:
+            self.stopped[trial_id] = "max-rounds"  # rounds that leave no value must not go on for ever
 
     def _values(self, runs: Sequence[Run]) -> dict[str, list[float]]:
         values: dict[str, list[float]] = {}
