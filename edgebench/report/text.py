@@ -15,7 +15,7 @@ from edgebench.analysis.summary import Estimate, TrialSummary
 from edgebench.records import EngineMemory, Finding
 from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
 
-_WIDE = 118
+_WIDE = 114
 _STYLE = {"invalid": "bold red", "suspect": "yellow", "note": "dim"}
 
 
@@ -91,12 +91,8 @@ class _Row:
                 break
         cells["ITL p95"] = _first(summary.itl_p95_s for summary in trial.workloads.values())
         cells["peak RAM MiB"] = _memory(trial)
-        cells["rounds"] = str(trial.rounds_ok) + (f" ({trial.rounds_failed} failed)" if trial.rounds_failed else "")
-        serious = sum(finding.severity != "note" for finding in trial.findings)
-        notes = len(trial.findings) - serious
-        cells["findings"] = ", ".join(
-            text for text in (f"{serious} serious" if serious else "", f"{notes} notes" if notes else "") if text
-        )
+        worst = gravest_first(trial.findings)
+        cells["finding"] = worst[0].severity if worst else ""
         return cells
 
 
@@ -119,9 +115,9 @@ def _memory(trial: TrialSummary) -> str:
 
 
 def engine_text(engine: EngineMemory) -> str:
-    """``weights + KV + compute`` in MiB."""
+    """``weights+KV+buffers`` in MiB."""
     parts = (sum(engine.weights.values()), engine.kv, engine.compute + engine.output)
-    return " + ".join(f"{part / 2**20:.0f}" for part in parts)
+    return "+".join(f"{part / 2**20:.0f}" for part in parts)
 
 
 def _table(rows: Sequence[_Row]) -> Table:
@@ -129,7 +125,7 @@ def _table(rows: Sequence[_Row]) -> Table:
     columns = list(dict.fromkeys(name for row in cells for name in row))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
-        table.add_column(name, justify="left" if name in ("precision", "findings", "result") else "right")
+        table.add_column(name, justify="left" if name in ("precision", "finding", "result") else "right")
     for row in cells:
         table.add_row(*(Text(row.get(name, "")) for name in columns))
     return table

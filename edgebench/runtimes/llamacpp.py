@@ -59,13 +59,14 @@ class LlamaContext:
 
     def __init__(self, lib: Any, model: Any, params: Any, log: EngineLog) -> None:
         self._lib, self._log = lib, log
-        self._batch = int(params.n_batch)
         log.new_context()
         self._ctx = lib.llama_init_from_model(model, params)
         if not self._ctx:
             if log.said_out_of_memory():
                 raise MemoryError(f"llama.cpp could not allocate a context of {params.n_ctx} tokens")
             raise EngineFailure(f"llama.cpp refused a context of {params.n_ctx} tokens: {_last(log)}")
+        # llama.cpp lowers the batch to the context's size, and aborts when given a larger one than that.
+        self._batch = int(lib.llama_n_batch(self._ctx))
         self._memory = lib.llama_get_memory(self._ctx)
         self._vocabulary = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model)))
 

@@ -1,0 +1,576 @@
+"""Does edgebench tell the truth on a noisy machine, and does it find no difference where there is none?
+
+**Noise.** A competing process takes a core on and off at random (each state lasts 0.2 to 3 s, exponential, 1 s on
+average before clipping) while ``edgebench profile`` measures one precision of a model. Quiet and noisy profiles take
+turns, because machines drift: the truth for a noisy one is the median of its four nearest quiet neighbours. Kinds of
+noise, in turns: ``spin`` computes wherever the scheduler puts it, ``pinned`` computes on one CPU, ``memory`` copies a
+buffer larger than the caches and so also takes memory bandwidth, which is what decode lives on.
+
+- *misled*: the reported decode speed is more than 5 % wrong and no ``contention`` finding says so. Target: none.
+- *badly misled*: the same with 10 %. Target: none.
+- *firm truths*: noisy profiles whose quiet neighbours agree within 5 %. Only these are judged; where fewer than 90 %
+  are, the machine was too restless for this question. Target: 90 %.
+- *clean blocks within 5 %*: how often the blocks that edgebench considers clean, used alone, come within 5 % of the
+  truth. The useful figure, without a target: a finding on every noisy run would be honest and of little help.
+- *warned too mildly*: more than 5 % wrong with a ``note`` ("they were set aside") instead of a ``suspect``.
+- *false alarms*: quiet profiles with a contention finding. On a machine with other work they may be true alarms.
+- *slow blocks noticed*: of the timed blocks that the noise overlapped and that were more than 5 % slow, how many
+  edgebench flagged; and *untouched blocks flagged*: its false alarms. The noise keeps a log, so this is exact.
+
+**A/A.** The same trial is measured against itself: two sets of rounds, each round a fresh process, order ABBA, compared
+as a user would compare two models (`edgebench.stats.ratio_interval` and `verdict`), each workload by itself. Target:
+"faster" or "slower" in at most 5 % of the comparisons. With 8 rounds the interval is nominally one of 99.2 %, so more
+than 2 of 40 would happen by chance once in 300 times. The median half-width says how small a difference is found.
+
+    python scripts/noise_truth.py                                        # everything, up to 20 minutes
+    python scripts/noise_truth.py --parts noise --repetitions 2 --firm-after 2
+    python scripts/noise_truth.py --parts aa --comparisons 4 --json aa.json
+
+It needs edgebench and, the first time, the package index. Use a machine that is otherwise idle. The last line of the
+output is one JSON document; ``--json`` adds all samples. Exit status: 0 when every target was met, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgebench.analysis.disturbance import disturbed_blocks
+from edgebench.engine.child import run_job
+from edgebench.engine.messages import MeasureJob
+from edgebench.engine.protocol import Limits
+from edgebench.errors import EdgebenchError, HostError, UsageError
+from edgebench.host import Host
+from edgebench.profile import Outcome
+from edgebench.records import Run
+from edgebench.specs import TrialSpec
+from edgebench.stats import median, ratio, ratio_interval, verdict
+
+CLOSE, FAR = 0.05, 0.10
+DIFFERENT_AT_MOST = 0.05
+FIRM_AT_LEAST = 0.90
+FIRM_SPREAD = 0.05
+MOST_REFERENCES = 8
+PROFILE_LIMIT_S = 600.0
+HOST = Host()
+Verdict = Literal["close", "warned", "warned mildly", "MISLED", "BADLY MISLED", "no truth"]
+
+# A program of its own, so that the noise imports nothing and dies with us even when we are killed.
+HOG = """
+import os, random, sys, time
+kind, seed, cpus = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+draw, parent = random.Random(seed), os.getppid()
+if kind == "pinned":
+    os.sched_setaffinity(0, {draw.choice([int(cpu) for cpu in cpus.split(",")])})
+source, target = bytearray(1 << 26), bytearray(1 << 26)
+def work():
+    if kind == "memory":
+        target[:] = source
+    else:
+        for _ in range(10000): pass
+def length_s():
+    return min(3.0, max(0.2, draw.expovariate(1.0)))
+while os.getppid() == parent:
+    time.sleep(length_s())
+    end = time.monotonic_ns() + int(length_s() * 1e9)
+    print("on", time.monotonic_ns(), flush=True)
+    while time.monotonic_ns() < end:
+        work()
+    print("off", time.monotonic_ns(), flush=True)
+"""
+HOGS = ("spin", "pinned", "memory")
+
+
+class SeenBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """One timed decode block: what it measured, what really happened beside it, and whether edgebench saw that."""
+
+    tokens_per_s: float
+    noise_share: float
+    """Share of its time in which the competing process was working."""
+    flagged: bool
+
+
+class Shot(msgspec.Struct, frozen=True, kw_only=True):
+    """One ``edgebench profile``."""
+
+    hog: str
+    """Kind of noise; empty for a quiet one."""
+    tokens_per_s: float
+    clean_tokens_per_s: float | None
+    """Median over rounds of the blocks that edgebench considers clean; None when there is none."""
+    rounds: int
+    threads: int
+    findings: dict[str, str]
+    """Severity by kind."""
+    blocks: tuple[SeenBlock, ...]
+    wall_s: float
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """A noisy profile against the truth; errors are relative, negative for too slow."""
+
+    shot: Shot
+    truth: float | None
+    """None where no quiet neighbour was undisturbed."""
+    truth_spread: float | None
+    error: float | None
+    clean_error: float | None
+    verdict: Verdict
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One workload of a trial against itself: tokens/s of both sets of rounds and what the statistics say."""
+
+    workload: str
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    ratio: float
+    low: float
+    high: float
+    verdict: str
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the result; without a target it informs and cannot be missed."""
+
+    what: str
+    figure: str
+    target: str = ""
+    met: bool = True
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(argv: Sequence[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own that ends, with all of the group, when the block does."""
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **streams)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            # edgebench's own children hang on it by a pipe and a death signal, so they end with it.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def competing(kind: str, seed: int, log: Path) -> Iterator[None]:
+    """The noise; for an empty kind there is none."""
+    if not kind:
+        log.write_bytes(b"")
+        yield
+        return
+    cpus = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
+    with log.open("wb") as output, running([sys.executable, "-c", HOG, kind, str(seed), cpus], stdout=output):
+        yield
+
+
+def noisy_times(log: Path) -> list[tuple[int, int]]:
+    """When the competing process worked (monotonic ns). It was killed in its last spell, which ends now."""
+    stamps = [(word, int(t_ns)) for word, t_ns in (line.split() for line in log.read_text().splitlines())]
+    ends = [t_ns for word, t_ns in stamps if word == "off"]
+    starts = [t_ns for word, t_ns in stamps if word == "on"]
+    return list(zip(starts, [*ends, HOST.monotonic_ns()], strict=False))
+
+
+def edgebench(arguments: Sequence[str], log: Path) -> None:
+    """Run the command.
+
+    Raises:
+        HostError: with the end of what it said, when it fails or hangs.
+    """
+    argv = [sys.executable, "-m", "edgebench", *arguments]
+    with log.open("wb") as output, running(argv, stdout=output, stderr=subprocess.STDOUT) as process:
+        try:
+            status: int | str = process.wait(timeout=PROFILE_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            status = f"none within {PROFILE_LIMIT_S:g} s"
+    if status != 0:
+        said = log.read_text(errors="replace")[-800:]
+        raise HostError(f"edgebench {' '.join(arguments)} ended with status {status}: {said}", "run it alone.")
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+def profile(options: argparse.Namespace, wanted: Sequence[str], folder: Path) -> Outcome:
+    """One profile of the chosen model and precision, into a store that is thrown away."""
+    output = folder / "profile.json"
+    arguments = [
+        "profile",
+        "--runtime",
+        "llamacpp",
+        "--model",
+        options.model,
+        "--precision",
+        options.precision,
+        *wanted,
+    ]
+    arguments += ["--store", str(folder / "store.db"), "--output", str(output), "--quiet"]
+    if options.threads is not None:
+        arguments += ["--threads", str(options.threads)]
+    edgebench(arguments, folder / "said.log")
+    return msgspec.json.decode(output.read_bytes(), type=Outcome)
+
+
+def take_shot(options: argparse.Namespace, folder: Path, hog: str, seed: int) -> Shot:
+    """One profile, with or without noise beside it."""
+    wanted = ["--workload", options.decode, "--workload", options.prefill, "--budget", options.budget]
+    started = time.monotonic()
+    with competing(hog, seed, folder / "noise.log"):
+        outcome = profile(options, wanted, folder)
+        wall_s = time.monotonic() - started
+    return read_shot(outcome, options.decode, hog, noisy_times(folder / "noise.log"), wall_s)
+
+
+def read_shot(outcome: Outcome, workload: str, hog: str, noise: Sequence[tuple[int, int]], wall_s: float) -> Shot:
+    """What a profile reported about its one trial, and what really happened."""
+    trial = outcome.trials[0]
+    runs = [run for run in outcome.runs if run.purpose == "measure" and run.outcome == "ok"]
+    rounds = [seen for run in runs if (seen := seen_blocks(run, workload, noise))]
+    clean = [[block.tokens_per_s for block in blocks if not block.flagged] for blocks in rounds]
+    values = [median(rates) for rates in clean if rates]
+    return Shot(
+        hog=hog,
+        tokens_per_s=trial.workloads[workload].tokens_per_s.value,
+        clean_tokens_per_s=median(values) if values else None,
+        rounds=trial.rounds_ok,
+        threads=trial.trial.settings.threads,
+        findings={finding.kind: finding.severity for finding in trial.findings},
+        blocks=tuple(block for blocks in rounds for block in blocks),
+        wall_s=wall_s,
+    )
+
+
+def seen_blocks(run: Run, workload: str, noise: Sequence[tuple[int, int]]) -> list[SeenBlock]:
+    """The decode blocks of one round."""
+    flagged = disturbed_blocks(run)
+    return [
+        SeenBlock(
+            tokens_per_s=block.tokens_per_s,
+            noise_share=sum(max(0, min(off, block.t1_ns) - max(on, block.t0_ns)) for on, off in noise)
+            / (block.t1_ns - block.t0_ns),
+            flagged=(block.workload, block.index) in flagged,
+        )
+        for block in run.blocks
+        if block.workload == workload
+    ]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Range of the values relative to their median."""
+    return (max(values) - min(values)) / median(values)
+
+
+def measure_noise(options: argparse.Namespace, folder: Path) -> list[Shot]:
+    """Quiet profiles until the last three agree, then noisy and quiet ones in turns; the last one is quiet."""
+    draw = random.Random(options.seed)  # noqa: S311 - noise, not secrets
+    shots: list[Shot] = []
+
+    def shoot(hog: str) -> None:
+        shots.append(take_shot(options, folder, hog, draw.randrange(1 << 31)))
+        last = shots[-1]
+        say(
+            f"profile {len(shots)}: {hog or 'quiet':6} {last.tokens_per_s:7.1f} tok/s, {last.threads} threads, "
+            f"{last.rounds} rounds, contention {last.findings.get('contention', 'none')}, {last.wall_s:.1f} s"
+        )
+
+    recent: list[float] = []
+    while len(shots) < options.firm_after or (spread(recent) > FIRM_SPREAD and len(shots) < MOST_REFERENCES):
+        shoot("")
+        recent = [shot.tokens_per_s for shot in shots[-3:]]
+    for number in range(options.repetitions):
+        shoot(options.hogs[number % len(options.hogs)])
+        shoot("")
+    return shots
+
+
+def judge_shots(shots: Sequence[Shot]) -> list[Judged]:
+    """Every noisy profile against its quiet neighbours."""
+    return [judge_shot(shot, neighbours(shots, at)) for at, shot in enumerate(shots) if shot.hog]
+
+
+def neighbours(shots: Sequence[Shot], at: int) -> list[float]:
+    """Speeds of the four nearest quiet profiles, leaving out those that say themselves that somebody disturbed them."""
+    quiet = [index for index, shot in enumerate(shots) if not shot.hog]
+    firm = [index for index in quiet if shots[index].findings.get("contention") != "suspect"]
+    return [shots[index].tokens_per_s for index in sorted(firm, key=lambda index: abs(index - at))[:4]]
+
+
+def judge_shot(shot: Shot, quiet: Sequence[float]) -> Judged:
+    """The errors of one noisy profile, and whether its reader was misled."""
+    truth = median(quiet) if quiet else None
+    error = shot.tokens_per_s / truth - 1 if truth else None
+    clean = shot.clean_tokens_per_s
+    return Judged(
+        shot=shot,
+        truth=truth,
+        truth_spread=spread(quiet) if quiet else None,
+        error=error,
+        clean_error=clean / truth - 1 if clean and truth else None,
+        verdict="no truth"
+        if error is None or len(quiet) < 2 or spread(quiet) > FIRM_SPREAD
+        else judge_error(error, shot.findings.get("contention")),
+    )
+
+
+def judge_error(error: float, warning: str | None) -> Verdict:
+    """Whether somebody who reads the speed and the contention finding (its severity) was misled."""
+    if abs(error) <= CLOSE:
+        return "close"
+    if warning is None:
+        return "BADLY MISLED" if abs(error) > FAR else "MISLED"
+    return "warned mildly" if warning == "note" else "warned"
+
+
+def noise_figures(shots: Sequence[Shot], judged: Sequence[Judged]) -> list[Figure]:
+    """What the profiles show together."""
+    firm = [one for one in judged if one.verdict != "no truth"]
+    misled = sum(one.verdict in ("MISLED", "BADLY MISLED") for one in firm)
+    badly = sum(one.verdict == "BADLY MISLED" for one in firm)
+    close = sum(one.verdict == "close" for one in firm)
+    clean = [one.clean_error for one in firm if one.clean_error is not None]
+    quiet = [shot for shot in shots if not shot.hog]
+    alarms = sum("contention" in shot.findings for shot in quiet)
+    return [
+        Figure(
+            what="misled (> 5 % wrong, no contention finding)",
+            figure=of(misled, firm),
+            target="0",
+            met=bool(firm) and not misled,
+        ),
+        Figure(
+            what="badly misled (> 10 % wrong, none)", figure=of(badly, firm), target="0", met=bool(firm) and not badly
+        ),
+        Figure(
+            what="firm truths",
+            figure=of(len(firm), judged),
+            target=">= 90 %",
+            met=len(firm) >= FIRM_AT_LEAST * len(judged),
+        ),
+        Figure(what="reported speed within 5 %", figure=of(close, firm)),
+        Figure(what="clean blocks within 5 %", figure=of(sum(abs(error) <= CLOSE for error in clean), firm)),
+        Figure(what="no clean block at all", figure=of(len(firm) - len(clean), firm)),
+        Figure(what="warned too mildly", figure=of(sum(one.verdict == "warned mildly" for one in firm), firm)),
+        Figure(what="false alarms on quiet profiles", figure=of(alarms, quiet)),
+        *block_figures(firm),
+    ]
+
+
+def block_figures(judged: Sequence[Judged]) -> list[Figure]:
+    """How well single disturbed blocks are told from undisturbed ones."""
+    pairs = [(block, one.truth) for one in judged if one.truth for block in one.shot.blocks]
+    slow = [block for block, truth in pairs if block.noise_share > 0 and block.tokens_per_s < (1 - CLOSE) * truth]
+    untouched = [block for block, _ in pairs if block.noise_share == 0]
+    return [
+        Figure(what="slow blocks noticed", figure=of(sum(block.flagged for block in slow), slow)),
+        Figure(what="untouched blocks flagged", figure=of(sum(block.flagged for block in untouched), untouched)),
+    ]
+
+
+def of(count: int, every: Sequence[object]) -> str:
+    """``3 of 20``."""
+    return f"{count} of {len(every)}"
+
+
+def shown(value: float | None, form: str) -> str:
+    """A number in this format, or ``none``."""
+    return "none" if value is None else format(value, form)
+
+
+def print_judged(judged: Sequence[Judged]) -> None:
+    """A line for each noisy profile."""
+    print("\nnoise      truth spread reported   error clean error rounds threads flagged   contention verdict")
+    for one in judged:
+        shot = one.shot
+        flagged = of(sum(block.flagged for block in shot.blocks), shot.blocks)
+        print(
+            f"{shot.hog:8} {shown(one.truth, '.1f'):>7} {shown(one.truth_spread, '.1%'):>6} {shot.tokens_per_s:8.1f} "
+            f"{shown(one.error, '+.1%'):>7} {shown(one.clean_error, '+.1%'):>11} {shot.rounds:6} {shot.threads:7} "
+            f"{flagged:9} {shot.findings.get('contention', 'none'):10} {one.verdict}"
+        )
+
+
+# --- A/A --------------------------------------------------------------------------------------------------------------
+
+
+def prepare_trial(options: argparse.Namespace, folder: Path) -> TrialSpec:
+    """The trial of the A/A comparisons: what a shortest profile chooses, its file made when it is not there yet."""
+    wanted = ["--workload", "tg64", "--workload", "pp128", "--budget", "1s"]
+    return msgspec.structs.replace(profile(options, wanted, folder).plan.trials[0], blocks=1)
+
+
+def measure_once(trial: TrialSpec, number: int) -> dict[str, float]:
+    """Tokens/s by workload of one round in a fresh process."""
+    ended = run_job(MeasureJob(trial=trial, round=number, budget_s=PROFILE_LIMIT_S), HOST, Limits())
+    if ended.failure is not None:
+        raise HostError(f"edgebench could not measure: {ended.failure.says}.", ended.failure.next_step)
+    return {block.workload: block.tokens_per_s for block in ended.attempt.blocks}
+
+
+def compare_same(trial: TrialSpec, rounds: int) -> list[Comparison]:
+    """Two sets of rounds of one trial, ABBA, compared by each workload."""
+    a: list[dict[str, float]] = []
+    b: list[dict[str, float]] = []
+    for number in range(rounds):
+        for side in (a, b) if number % 2 == 0 else (b, a):
+            side.append(measure_once(trial, number))
+    return [
+        compare(workload.name, [one[workload.name] for one in a], [one[workload.name] for one in b])
+        for workload in trial.workloads
+    ]
+
+
+def compare(workload: str, a: Sequence[float], b: Sequence[float]) -> Comparison:
+    """The comparison as a user would make it."""
+    interval = ratio_interval(a, b)
+    if interval is None:
+        raise UsageError("One round shows no spread.", "give --rounds 2 or more.")
+    return Comparison(
+        workload=workload,
+        a=tuple(a),
+        b=tuple(b),
+        ratio=ratio(a, b),
+        low=interval.low,
+        high=interval.high,
+        verdict=verdict(interval),
+    )
+
+
+def measure_same(options: argparse.Namespace) -> list[Comparison]:
+    """All comparisons."""
+    with tempfile.TemporaryDirectory(prefix="edgebench-aa-") as folder:
+        trial = prepare_trial(options, Path(folder))
+    sets = -(-options.comparisons // len(trial.workloads))
+    found: list[Comparison] = []
+    started = time.monotonic()
+    for number in range(sets):
+        found += compare_same(trial, options.rounds)
+        left_s = (time.monotonic() - started) / (number + 1) * (sets - number - 1)
+        says = ", ".join(one.verdict for one in found[-len(trial.workloads) :])
+        say(f"A/A set {number + 1} of {sets}: {says}; about {left_s:.0f} s left")
+    return found
+
+
+def same_figures(found: Sequence[Comparison]) -> list[Figure]:
+    """What the comparisons show together."""
+    different = sum(one.verdict in ("faster", "slower") for one in found)
+    names = dict.fromkeys(one.workload for one in found)
+    return [
+        Figure(
+            what='A/A comparisons that say "different"',
+            figure=of(different, found),
+            target="<= 5 %",
+            met=different <= DIFFERENT_AT_MOST * len(found),
+        ),
+        Figure(what='A/A comparisons that say "same"', figure=of(sum(one.verdict == "same" for one in found), found)),
+        *(
+            Figure(
+                what=f"A/A median half-width, {name}",
+                figure=f"{median([one.high / one.low for one in found if one.workload == name]) ** 0.5 - 1:.1%}",
+            )
+            for name in names
+        ),
+    ]
+
+
+def print_comparisons(found: Sequence[Comparison]) -> None:
+    """A line for each comparison."""
+    print("\nA/A comparison       ratio   interval          verdict")
+    for number, one in enumerate(found, 1):
+        print(f"{number:4} {one.workload:12} {one.ratio:8.4f}   {one.low:.4f} to {one.high:.4f}  {one.verdict}")
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_figures(figures: Sequence[Figure]) -> None:
+    """The result."""
+    width = max(len(figure.what) for figure in figures)
+    print(f"\n{'what':{width}}  {'figure':>12}  target")
+    for figure in figures:
+        met = "" if not figure.target else "PASS" if figure.met else "MISS"
+        print(f"{figure.what:{width}}  {figure.figure:>12}  {figure.target:8} {met}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Does edgebench tell the truth on a noisy machine?")
+    parser.add_argument("--parts", default="noise,aa", help="noise, aa, or both (the default)")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="a model card, path or hf: reference")
+    parser.add_argument("--precision", default="q4_0")
+    parser.add_argument("--threads", type=int, help="without it profile searches, and A/A uses the default")
+    parser.add_argument("--decode", default="tg128", help="the decode workload that is judged")
+    parser.add_argument("--prefill", default="pp64", help="the prefill workload measured beside it")
+    parser.add_argument("--budget", default="8s", help="of each profile")
+    parser.add_argument("--repetitions", type=int, default=20, help="noisy profiles")
+    parser.add_argument("--firm-after", type=int, default=3, help="quiet profiles before the first noisy one, at least")
+    parser.add_argument("--hogs", default=",".join(HOGS), help="kinds of noise, in turns")
+    parser.add_argument("--seed", type=int, default=1, help="of the noise")
+    parser.add_argument("--comparisons", type=int, default=40, help="A/A comparisons; a set of rounds gives two")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds on each side of a comparison")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    options = parser.parse_args()
+    options.parts, options.hogs = options.parts.split(","), options.hogs.split(",")
+    if set(options.parts) - {"noise", "aa"} or set(options.hogs) - set(HOGS):
+        parser.error(f"the parts are noise and aa, the kinds of noise {', '.join(HOGS)}")
+    if min(options.repetitions, options.firm_after, options.comparisons, options.rounds - 1) < 1:
+        parser.error("--repetitions, --firm-after and --comparisons are at least 1, --rounds at least 2")
+    return options
+
+
+def main() -> int:
+    """Measure, judge, print; the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # children are then killed as on Ctrl-C
+    options = parse_arguments()
+    figures: list[Figure] = []
+    samples: dict[str, Any] = {}
+    if "noise" in options.parts:
+        with tempfile.TemporaryDirectory(prefix="edgebench-noise-") as folder:
+            shots = measure_noise(options, Path(folder))
+        judged = judge_shots(shots)
+        print_judged(judged)
+        figures += noise_figures(shots, judged)
+        samples |= {"shots": shots, "judged": judged}
+    if "aa" in options.parts:
+        comparisons = measure_same(options)
+        print_comparisons(comparisons)
+        figures += same_figures(comparisons)
+        samples["comparisons"] = comparisons
+    print_figures(figures)
+    passed = all(figure.met for figure in figures)
+    summary = {"question": "truth under noise", "figures": figures, "passed": passed}
+    if options.json is not None:
+        options.json.write_bytes(msgspec.json.encode({**summary, **samples}))
+    print(msgspec.json.encode(summary).decode())
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except EdgebenchError as error:
+        say(f"error: {error}")
+        sys.exit(2 if isinstance(error, UsageError) else error.exit_code)
+    except KeyboardInterrupt:
+        say("interrupted; no child is left")
+        sys.exit(130)
