@@ -200,8 +200,7 @@ def test_importing_the_package_imports_no_other():
 
 def test_files_are_short_enough_to_be_read_at_once():
     lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
-        for path in sources("edgebench")
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources("edgebench")
     }
     assert not {name: length for name, length in lengths.items() if length > MOST_LINES}
 

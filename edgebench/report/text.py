@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgebench.analysis.findings import gravest_first
 from edgebench.analysis.summary import Estimate, TrialSummary
 from edgebench.records import EngineMemory, Finding
 from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
