@@ -51,7 +51,7 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
-        close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
         guess = f"did you mean {close[0]!r}? " if close else ""
         self.kind, self.name, self.known = kind, name, names
         super().__init__(

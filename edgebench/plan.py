@@ -15,7 +15,7 @@ from edgebench.checkpoint.gguf import GGUFHeader, identify
 from edgebench.engine.child import Ended, run_job
 from edgebench.engine.messages import QuantizeJob
 from edgebench.engine.protocol import Limits
-from edgebench.errors import EdgebenchError, MissingDependency, UnknownNameError, UsageError
+from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UnknownNameError, UsageError
 from edgebench.export.quantize import check_precision
 from edgebench.host import Host
 from edgebench.records import Fact, Failure
@@ -177,8 +177,8 @@ class Preparer:
                     model, accept_license=self._request.accept_license, progress=self._teller.progress
                 )
                 artifact, header = identify(artifact)
-            except UsageError:
-                raise
+            except (UsageError, CacheError, MissingDependency):
+                raise  # no other model would fare better
             except EdgebenchError as error:
                 found[model] = error
                 continue
@@ -204,7 +204,7 @@ class Preparer:
         self._made = [
             (model, precision, self._at_precision(model, source, precision, maker))
             for model, source in self._sources.items()
-            for precision in self._precisions
+            for precision in ((SHIPPED,) if isinstance(source, EdgebenchError) else self._precisions)
         ]
 
     def trials(self, settings: dict[str, Settings]) -> Prepared:

@@ -13,9 +13,9 @@ _RANK = {"invalid": 0, "suspect": 1, "note": 2}
 
 def next_step(trials: Sequence[TrialSummary], session_id: str) -> str:
     """The most useful next thing to do after a session."""
-    failed = next((trial for trial in trials if trial.failure is not None and trial.outcome != "ok"), None)
-    if failed is not None and failed.failure is not None:
-        return f"{failed.trial.artifact.precision} failed: {failed.failure.next_step}"
+    failed = next((trial.failure for trial in trials if trial.failure is not None and trial.outcome != "ok"), None)
+    if failed is not None:
+        return failed.next_step
     serious = _worst(trials)
     if serious is not None:
         return serious.remedy

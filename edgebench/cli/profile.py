@@ -162,6 +162,7 @@ def _deliver(outcome: Outcome, options: dict[str, Any]) -> None:
     if options["as_json"]:
         click.echo(msgspec.json.encode(msgspec.structs.replace(outcome, runs=())).decode())
     print_outcome(Console(stderr=options["as_json"]), outcome)
+    _complain(outcome)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -184,14 +185,28 @@ def print_outcome(console: Any, outcome: Outcome) -> None:
     """The table, what limits it, and what to look at next."""
     from edgebench.report import text
 
+    measured = [trial for trial in outcome.trials if trial.outcome == "ok"]
     for runtime, rates in outcome.thread_choice.items():
-        settings = next(trial.settings for trial in outcome.plan.trials if trial.runtime == runtime)
-        text.print_threads(console, rates, runtime, (settings.threads, settings.threads_batch))
-    text.print_trials(console, outcome.trials)
-    energies = {
-        trial.energy.reason for trial in outcome.trials if trial.outcome == "ok" and trial.energy.energy_j is None
-    }
-    for reason in sorted(energies):
-        console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
-    text.print_findings(console, outcome.trials)
-    console.print(f"next: {outcome.next_step}", highlight=False, markup=False)
+        settings = next((trial.settings for trial in outcome.plan.trials if trial.runtime == runtime), None)
+        if settings is not None:
+            text.print_threads(console, rates, runtime, (settings.threads, settings.threads_batch))
+    if measured:
+        text.print_trials(console, measured)
+        text.print_findings(console, measured)
+        for reason in sorted({trial.energy.reason for trial in measured if trial.energy.energy_j is None}):
+            console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
+        console.print(f"next: {outcome.next_step}", highlight=False, markup=False)
+
+
+def _complain(outcome: Outcome) -> None:
+    """Each distinct failure as one line and its next step, on standard error."""
+    failures: dict[tuple[str, str], list[str]] = {}
+    for trial in outcome.trials:
+        if trial.failure is not None:
+            artifact, rounds = trial.trial.artifact, trial.rounds_ok + trial.rounds_failed
+            some = f" ({trial.rounds_failed} of {rounds} rounds)" if trial.rounds_ok else ""
+            name = f"{artifact.model} {artifact.precision} on {trial.trial.runtime}{some}"
+            failures.setdefault((trial.failure.says, trial.failure.next_step), []).append(name)
+    for (says, next_step), names in failures.items():
+        click.echo(f"edgebench: {', '.join(names)}: {says.rstrip('.')}.", err=True)
+        click.echo(f"  next: {next_step}", err=True)
