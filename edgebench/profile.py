@@ -200,7 +200,9 @@ class Profiler:
             stopped=measured.stopped,
             interrupted_by=measured.interrupted_by,
             measured_s=session.elapsed_s(),
-            next_step=next_step(trials, session.session_id),
+            next_step=f"finish it: edgebench profile --resume {session.session_id}"
+            if measured.interrupted_by
+            else next_step(trials, session.session_id),
             runs=tuple(every),
         )
         if not measured.interrupted_by:

@@ -19,6 +19,7 @@ from edgebench import __version__
 from edgebench.errors import EdgebenchError, Terminated, UnknownNameError
 
 _INTERRUPTED, _TERMINATED = 130, 143
+_GO_ON = "run the same command again; a session that had begun to measure goes on with: edgebench profile --resume"
 
 
 class Verbs(click.Group):
@@ -55,35 +56,46 @@ def cli() -> None:
     """
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _stop_on(number: signal.Signals, error: type[BaseException]) -> None:
+    """The first signal raises ``error``, so that what was measured is shown; a second one ends the program at once."""
+
+    def at_once(again: int, _frame: FrameType | None) -> None:
+        os.write(2, b"\nedgebench: stopped at once; what was recorded is kept.\n")
+        os._exit(128 + again)  # the kernel ends the child, and the sampler ends when its pipe closes
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        for every in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(every, at_once)
+        raise error
+
+    signal.signal(number, first)
 
 
-def _fail(error: EdgebenchError) -> int:
-    click.echo(f"edgebench: {error.what}", err=True)
-    click.echo(f"  next: {error.next_step}", err=True)
-    return error.exit_code
+def _say(what: str, next_step: str) -> None:
+    click.echo(f"edgebench: {what}", err=True)
+    click.echo(f"  next: {next_step}", err=True)
 
 
 def _run() -> int:  # noqa: PLR0911 - one for each way to end
     try:
         result = cli.main(prog_name="edgebench", standalone_mode=False)
     except EdgebenchError as error:
-        return _fail(error)
+        _say(error.what, error.next_step)
+        return error.exit_code
     except click.exceptions.Exit as end:
         return end.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        _say(error.format_message(), f"see {context.command_path if context else 'edgebench'} --help")
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "edgebench: interrupted; what was measured is kept. Go on with: edgebench profile --resume", err=True
-        )
+        _say("interrupted; what was measured is kept.", _GO_ON)
         return _INTERRUPTED
     except Terminated:
-        click.echo(
-            "edgebench: told to stop; what was measured is kept. Go on with: edgebench profile --resume", err=True
-        )
+        _say("told to stop; what was measured is kept.", _GO_ON)
         return _TERMINATED
     except BrokenPipeError:
         # The reader of our output went away (``| head``): nothing is wrong, but nothing more can be said either.
@@ -94,5 +106,6 @@ def _run() -> int:  # noqa: PLR0911 - one for each way to end
 
 def main() -> None:
     """Entry point of ``edgebench``."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _stop_on(signal.SIGTERM, Terminated)
+    _stop_on(signal.SIGINT, KeyboardInterrupt)
     sys.exit(_run())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgebench.errors import UsageError
+from edgebench.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from edgebench.plan import Request
@@ -149,8 +150,13 @@ def _script(pairs: tuple[str, ...]) -> dict[str, float]:
 
 def _check_output(path: str | None) -> None:
     """Find out now, not after two minutes of measuring, that the file cannot be written."""
-    if path is not None and not Path(path).resolve().parent.is_dir():
+    if path is None:
+        return
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
         raise UsageError(f"The folder of {path} does not exist.", "make it, or give another --output.")
+    if not os.access(folder, os.W_OK):
+        raise HostError(f"The folder of {path} cannot be written.", "change its rights, or give another --output.")
 
 
 def _deliver(outcome: Outcome, options: dict[str, Any]) -> None:
@@ -167,8 +173,6 @@ def _deliver(outcome: Outcome, options: dict[str, Any]) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
-    from edgebench.errors import HostError
-
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(data)
