@@ -115,8 +115,9 @@ def write_whole(output: str, pieces: Iterable[bytes]) -> int:
     Raises:
         HostError: the file cannot be written.
     """
-    path = Path(output).resolve()
-    direct = path.exists() and not path.is_file() and not path.is_dir()
+    named = Path(output)
+    direct = named.exists() and not named.is_file() and not named.is_dir()
+    path = named if direct else named.resolve()  # /dev/stdout leads to a pipe that has no path of its own
     part = path if direct else path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:

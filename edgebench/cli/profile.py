@@ -152,37 +152,38 @@ def _check_output(path: str | None) -> None:
     """Find out now, not after two minutes of measuring, that the file cannot be written."""
     if path is None:
         return
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
+    target = Path(path)
+    is_device = target.exists() and not target.is_file()
+    if not is_device and not target.resolve().parent.is_dir():
         raise UsageError(f"The folder of {path} does not exist.", "make it, or give another --output.")
-    if not os.access(folder, os.W_OK):
-        raise HostError(f"The folder of {path} cannot be written.", "change its rights, or give another --output.")
+    if not os.access(target if is_device else target.resolve().parent, os.W_OK):
+        raise HostError(f"{path} cannot be written.", "change the rights of its folder, or give another --output.")
 
 
 def _deliver(outcome: Outcome, options: dict[str, Any]) -> None:
     import msgspec
     from rich.console import Console
 
-    if options["output"]:
-        _write(Path(options["output"]), msgspec.json.format(msgspec.json.encode(outcome), indent=1))
+    problem = _write(options["output"], outcome) if options["output"] else None
     if options["as_json"]:
         click.echo(msgspec.json.encode(msgspec.structs.replace(outcome, runs=())).decode())
     print_outcome(Console(stderr=options["as_json"]), outcome)
     _complain(outcome)
+    if problem is not None:
+        raise problem  # only now: the figures are shown all the same
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+def _write(path: str, outcome: Outcome) -> HostError | None:
+    """Write the document whole or not at all; why it could not be written, if it could not."""
+    import msgspec
+
+    from edgebench.cli._runs_export import write_whole
+
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise HostError(
-            f"{path} cannot be written: {error.strerror}.",
-            "the session is stored all the same: edgebench runs export -o ANOTHER_FILE",
-        ) from error
+        write_whole(path, [msgspec.json.format(msgspec.json.encode(outcome), indent=1)])
+    except HostError as error:
+        return HostError(error.what, "it is all in the store: edgebench runs export -o ANOTHER_FILE")
+    return None
 
 
 def print_outcome(console: Any, outcome: Outcome) -> None:
