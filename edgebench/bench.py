@@ -235,7 +235,7 @@ class Session:
             file_peak=_peak(series.get("memory.file")),
             swap_peak=_peak(series.get("memory.swap")),
             system_used_peak=round(available[0] - min(available)) if available else None,
-            cgroup_peak=self._cgroup.read(),
+            cgroup_peak=self._cgroup.read(_peak(series.get("memory.cgroup"))),
             cgroup_note=self._cgroup.note,
         )
 

@@ -1,13 +1,17 @@
 """The largest memory charge of this process's control group while something ran.
 
 The group also holds the session itself and the page cache it caused, so this is an upper bound for the child; the note
-says so. Version 1 resets its peak by a write; version 2 does so only for the descriptor that wrote (Linux 6.12).
+says so. Version 1 resets its peak by a write. Version 2 could not be reset before Linux 6.12, and since then only for
+the descriptor that wrote: there the largest of the sampler's readings stands in, and the note says that instead.
 """
 
 from __future__ import annotations
 
 from edgebench import cgroups
 from edgebench.host import Host, Unavailable
+
+
+_POLLED = "the whole control group, page cache included, polled at 10 Hz"
 
 
 class CgroupPeak:
@@ -25,7 +29,7 @@ class CgroupPeak:
         if not path.is_file():
             self.note = f"{name} does not exist in this group"
         elif group.version != 1:
-            self.note = "memory.peak cannot be reset for readers of later runs on this kernel"
+            self.note = _POLLED
         else:
             self._file = path
             self.note = "the whole control group, page cache included"
@@ -38,12 +42,16 @@ class CgroupPeak:
         try:
             self._host.write(self._file, "0")
         except Unavailable as error:
-            self.note, self._file = f"the peak cannot be reset: {error.reason}", None
+            self.note, self._file = f"{_POLLED} (it cannot be reset: {error.reason})", None
 
-    def read(self) -> int | None:
-        """Bytes, or None for the reason in ``note``."""
+    def read(self, polled: int | None) -> int | None:
+        """Bytes, or None for the reason in ``note``.
+
+        Args:
+            polled: the largest reading of the sampler, used where the kernel's own peak cannot be reset.
+        """
         if self._file is None:
-            return None
+            return polled
         try:
             return self._host.read_int(self._file)
         except Unavailable as error:
