@@ -10,7 +10,6 @@ from __future__ import annotations
 from edgebench import cgroups
 from edgebench.host import Host, Unavailable
 
-
 _POLLED = "the whole control group, page cache included, polled at 10 Hz"
 
 
