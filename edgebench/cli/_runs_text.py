@@ -84,7 +84,7 @@ def _figures(block: Block) -> Figures:
 def print_sessions(sessions: Sequence[SessionRow]) -> None:
     """A table of sessions."""
     if not sessions:
-        _console().print("No sessions yet. Next: run `edgebench profile`.")
+        plain_console().print("No sessions yet. Next: run `edgebench profile`.")
         return
     table = _table("session", "created (UTC)", "device", "runs", "state")
     for row in sessions:
@@ -93,7 +93,7 @@ def print_sessions(sessions: Sequence[SessionRow]) -> None:
         table.add_row(
             row.session_id, _moment(row.created_utc), row.device_profile, ", ".join(counts) or "none", _state(row)
         )
-    _console().print(table)
+    plain_console().print(table)
 
 
 def _state(row: SessionRow) -> str:
@@ -103,13 +103,13 @@ def _state(row: SessionRow) -> str:
 def print_runs(runs: Sequence[RunSummary], when_none: str) -> None:
     """A table of runs, or a sentence when there are none."""
     if not runs:
-        _console().print(when_none)
+        plain_console().print(when_none)
         return
     table = _table("run", "model", "precision", "runtime", "outcome", "tokens/s")
     for run in runs:
         speeds = [f"{workload} {format_rate(rate)}" for workload, rate in run.tokens_per_s.items()]
         table.add_row(run.run_id, run.model, run.precision, run.runtime, run.outcome, ", ".join(speeds) or "-")
-    _console().print(table)
+    plain_console().print(table)
 
 
 # --- a session --------------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def print_session(
     session: Session, row: SessionRow, runs: Sequence[RunSummary], unrecorded: Sequence[Announcement]
 ) -> None:
     """A session: what was asked, what was planned, its runs, and the runs that left no record."""
-    console, protocol = _console(), session.plan.protocol
+    console, protocol = plain_console(), session.plan.protocol
     console.print(f"session {session.session_id}: {_state(row)}")
     trials = len(session.plan.trials)
     rounds = f"{protocol.min_rounds} to {protocol.max_rounds} rounds"
@@ -145,7 +145,7 @@ def print_session(
 
 def print_run(run: Run) -> None:
     """Everything about a run but its raw samples."""
-    console = _console()
+    console = plain_console()
     artifact = run.trial.artifact
     console.print(f"run {run.run_id}: {run.outcome}")
     console.print(
@@ -278,7 +278,7 @@ def _fact(fact: Fact) -> str:
 # --- rich -------------------------------------------------------------------------------------------------------------
 
 
-def _console() -> Console:
+def plain_console() -> Console:
     """Plain text: what a model or driver is called is never markup."""
     return Console(markup=False, highlight=False, emoji=False)
 

@@ -190,16 +190,12 @@ def print_outcome(console: Any, outcome: Outcome) -> None:
     """The table, what limits it, and what to look at next."""
     from edgebench.report import text
 
-    measured = [trial for trial in outcome.trials if trial.outcome == "ok"]
     for runtime, rates in outcome.thread_choice.items():
         settings = next((trial.settings for trial in outcome.plan.trials if trial.runtime == runtime), None)
         if settings is not None:
             text.print_threads(console, rates, runtime, (settings.threads, settings.threads_batch))
-    if measured:
-        text.print_trials(console, measured)
-        text.print_findings(console, measured)
-        for reason in sorted({trial.energy.reason for trial in measured if trial.energy.energy_j is None}):
-            console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
+    text.print_result(console, outcome.trials)
+    if any(trial.outcome == "ok" for trial in outcome.trials):
         console.print(f"next: {outcome.next_step}", highlight=False, markup=False)
 
 

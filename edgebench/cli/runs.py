@@ -74,7 +74,9 @@ def list_(
 @click.argument("id_", metavar="[ID]", required=False)
 def show(where: str | None, *, as_json: bool, id_: str | None) -> None:
     """Show a session or a run by its id or the beginning of it; without ID, the latest session."""
+    from edgebench.analysis.summary import summarize_session
     from edgebench.cli import _runs_text as text
+    from edgebench.report.text import print_result
     from edgebench.store import Store
 
     with Store.open(where, read_only=True) as store:
@@ -93,14 +95,16 @@ def show(where: str | None, *, as_json: bool, id_: str | None) -> None:
             else:
                 text.print_run(run)
             return
-        runs = [text.summary(run) for run in store.runs(session_id=session.session_id)]
+        every = list(store.runs(session_id=session.session_id))
         unrecorded = store.unrecorded(session.session_id)
         row = store.overview(session.session_id)
+    runs, trials = [text.summary(run) for run in every], summarize_session(every, session.plan.protocol)
     if as_json:
-        ended = {"ended_utc": row.ended_utc, "exit_code": row.exit_code}
+        ended = {"ended_utc": row.ended_utc, "exit_code": row.exit_code, "trials": trials}
         _echo_json({"session": session, **ended, "runs": runs, "unrecorded": unrecorded})
     else:
         text.print_session(session, row, runs, unrecorded)
+        print_result(text.plain_console(), trials)
 
 
 @command.command()

@@ -20,6 +20,17 @@ _WIDE = 114
 _STYLE = {"invalid": "bold red", "suspect": "yellow", "note": "dim"}
 
 
+def print_result(console: Console, trials: Sequence[TrialSummary]) -> None:
+    """Everything about the trials that could be measured: the table, the doubts, and why something is missing."""
+    measured = [trial for trial in trials if trial.outcome == "ok"]
+    if not measured:
+        return
+    print_trials(console, measured)
+    print_findings(console, measured)
+    for reason in sorted({trial.energy.reason for trial in measured if trial.energy.energy_j is None}):
+        console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
+
+
 def print_trials(console: Console, trials: Sequence[TrialSummary]) -> None:
     """The table of a session, or one block per trial where it does not fit."""
     rows = [_Row(trial) for trial in trials]
