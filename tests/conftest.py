@@ -37,16 +37,22 @@ class Done:
         """Standard output as the one JSON document that it must be."""
         return json.loads(self.out)
 
-    def complains(self, code: int, *words: str) -> None:
-        """One line that says what happened and one that says what to do, and nothing that looks like a crash."""
+    def complains(self, code: int, *words: str, times: int = 1) -> None:
+        """A line that says what happened and one that says what to do, at the end, and nothing like a crash.
+
+        Args:
+            code: the exit status.
+            words: all of them are said on standard error.
+            times: so many different things went wrong.
+        """
         said = f"exit {self.code}\n--- stdout\n{self.out}\n--- stderr\n{self.err}"
         assert "Traceback" not in self.err, said
         assert self.code == code, said
-        lines = [line for line in self.err.splitlines() if line.strip()]
-        complaint = [index for index, line in enumerate(lines) if line.startswith("edgebench: ")]
-        assert len(complaint) == 1, said
-        assert lines[complaint[0] + 1 :], said
-        assert [line for line in lines if line.startswith("  next: ")] == lines[complaint[0] + 1 :], said
+        last = self.err.splitlines()[-2 * times :]
+        assert [line[:11] for line in last[::2]] == ["edgebench: "] * times, said
+        assert [line[:8] for line in last[1::2]] == ["  next: "] * times, said
+        assert self.err.count("edgebench: ") == times, said
+        assert all(len(line) > 15 for line in last), said
         for word in words:
             assert word in self.err, f"{word!r} is not said:\n{said}"
 
@@ -114,6 +120,12 @@ class Cli:
         if not {"--budget", "--quick", "--thorough", "--resume"} & set(given):
             given += ["--budget", "1ms"]
         return ["profile", "--runtime", "fake", *given, *(word for pair in script for word in ("--script", pair))]
+
+
+@pytest.fixture(scope="session")
+def cli_in() -> type[Cli]:
+    """The program with a store and a cache in a folder of the test's own choice."""
+    return Cli
 
 
 @pytest.fixture

@@ -97,9 +97,11 @@ def _run() -> int:  # noqa: PLR0911 - one for each way to end
     except Terminated:
         _say("told to stop; what was measured is kept.", _GO_ON)
         return _TERMINATED
-    except BrokenPipeError:
-        # The reader of our output went away (``| head``): nothing is wrong, but nothing more can be said either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # click's answer to a reader that went away (``| head``): nothing is wrong, but nothing more can be said either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     return result if isinstance(result, int) else 0
 

@@ -104,7 +104,7 @@ def _request(options: dict[str, Any]) -> Request:
     defaults = Request(models=())
     return Request(
         models=options["models"] or (_DEFAULT_MODEL,),
-        precisions=names or defaults.precisions,
+        precisions=names if options["precisions"] else defaults.precisions,
         runtimes=options["runtimes"],
         device=options["device"],
         threads=options["threads"],
