@@ -77,6 +77,7 @@ def _say(what: str, next_step: str) -> None:
 
 
 def _run() -> int:  # noqa: PLR0911 - one for each way to end
+    stdout = sys.stdout
     try:
         result = cli.main(prog_name="edgebench", standalone_mode=False)
     except EdgebenchError as error:
@@ -97,10 +98,11 @@ def _run() -> int:  # noqa: PLR0911 - one for each way to end
     except Terminated:
         _say("told to stop; what was measured is kept.", _GO_ON)
         return _TERMINATED
-    except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):
+    except SystemExit:
+        if sys.stdout is stdout:
             raise
-        # click's answer to a reader that went away (``| head``): nothing is wrong, but nothing more can be said either.
+        # The reader of our output went away (``| head``), and click has put a wrapper around it: nothing is wrong, but
+        # nothing more can be said either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     return result if isinstance(result, int) else 0
