@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
+from edgebench.cli import _run
 from edgebench.errors import EdgebenchError
 
 MODEL = "smollm2-135m-instruct"
@@ -105,6 +109,23 @@ class Cli:
             check=False,
         )
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def here(self, *arguments: str | Path) -> Done:
+        """The same within this process: without the 0.5 s of starting, and with this process's strict warnings."""
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+        argv = ["edgebench", *map(str, arguments)]
+        with (
+            patch.dict(os.environ, self.environment(), clear=True),
+            patch.object(sys, "argv", argv),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            code = _run()
+        said = []
+        for stream in (out, err):
+            stream.flush()
+            said.append(stream.buffer.getvalue().decode())
+        return Done(code, *said)
 
     def fake(self, *arguments: str | Path, script: Sequence[str] = (), **options: Any) -> Done:
         """``profile`` of the scripted runtime: one trial, one thread, one round unless the arguments say otherwise."""

@@ -120,7 +120,7 @@ def test_trials_are_interleaved_forwards_and_backwards_and_so_are_workloads(writ
 
 
 def test_every_run_fits_the_published_schema(shared: Cli, written: dict[str, Any]):
-    check = jsonschema.Draft202012Validator(shared("runs", "schema").json)
+    check = jsonschema.Draft202012Validator(shared.here("runs", "schema").json)
     for run in written["runs"]:
         check.validate(run)
 
@@ -128,13 +128,13 @@ def test_every_run_fits_the_published_schema(shared: Cli, written: dict[str, Any
 def test_the_file_of_a_second_session_replaces_the_first_one_whole(shared: Cli, tmp_path: Path):
     file = tmp_path / "out.json"
     file.write_text("old " * 100_000)
-    assert shared.fake("--output", file).code == 0
+    assert shared.here(*shared.fake_arguments("--output", file)).code == 0
     assert len(json.loads(file.read_text())["runs"]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_output_to_a_device_writes_into_it(shared: Cli):
-    assert shared.fake("--output", "/dev/null").code == 0
+    assert shared.here(*shared.fake_arguments("--output", "/dev/null")).code == 0
     assert Path("/dev/null").is_char_device()
 
 
@@ -184,24 +184,24 @@ def test_a_reader_that_goes_away_is_no_crash(cli: Cli):
 
 
 def test_every_run_is_in_the_store(shared: Cli, sweep: Done, written: dict[str, Any]):
-    shown = shared("runs", "show", sweep.json["session_id"], "--json").json
+    shown = shared.here("runs", "show", sweep.json["session_id"], "--json").json
     assert shown["exit_code"] == 0
     assert shown["unrecorded"] == []
     assert {run["run_id"] for run in shown["runs"]} == {run["run_id"] for run in written["runs"]}
 
 
 def test_what_is_exported_is_what_was_written(shared: Cli, sweep: Done, written: dict[str, Any]):
-    exported = shared("runs", "export", "--session", sweep.json["session_id"]).json["runs"]
+    exported = shared.here("runs", "export", "--session", sweep.json["session_id"]).json["runs"]
     assert sorted(exported, key=lambda run: run["run_id"]) == sorted(written["runs"], key=lambda run: run["run_id"])
 
 
 def test_a_session_that_came_to_its_end_is_not_resumed(cli: Cli):
-    assert cli.fake().code == 0
-    cli("profile", "--resume").complains(2, "No session was interrupted", "start one")
+    assert cli.here(*cli.fake_arguments()).code == 0
+    cli.here("profile", "--resume").complains(2, "No session was interrupted", "start one")
 
 
 def test_resuming_a_finished_session_by_name_shows_it_again(shared: Cli, sweep: Done):
-    again = shared("profile", "--resume", sweep.json["session_id"][:8], "--json")
+    again = shared.here("profile", "--resume", sweep.json["session_id"][:8], "--json")
     assert again.code == 0
     assert [trial["rounds_ok"] for trial in again.json["trials"]] == [3, 3, 3]
 
@@ -219,12 +219,12 @@ def test_a_sweep_goes_on_when_one_precision_fails(shared: Cli):
 
 
 def test_when_everything_fails_nothing_was_measured(shared: Cli):
-    done = shared.fake("--precision", "q8_0,q4_0", "--json", script=("fail=1",))
+    done = shared.here(*shared.fake_arguments("--precision", "q8_0,q4_0", "--json", script=("fail=1",)))
     done.complains(3, "the script says: fail")
     assert [trial["outcome"] for trial in done.json["trials"]] == ["failed", "failed"]
-    run = shared("runs", "show", done.json["session_id"], "--json").json["runs"][0]
+    run = shared.here("runs", "show", done.json["session_id"], "--json").json["runs"][0]
     assert run["outcome"] == "failed"
-    detail = shared("runs", "show", run["run_id"], "--json").json["run"]["failure"]
+    detail = shared.here("runs", "show", run["run_id"], "--json").json["run"]["failure"]
     assert "Traceback" in detail["log_tail"]
     assert detail["phase"] == "load"
 
@@ -233,7 +233,7 @@ def test_when_everything_fails_nothing_was_measured(shared: Cli):
 
 
 def test_without_a_number_of_threads_the_best_one_is_searched(cli: Cli):
-    done = cli("profile", "--runtime", "fake", "--precision", "shipped", "--budget", "1ms", "--json")
+    done = cli.here("profile", "--runtime", "fake", "--precision", "shipped", "--budget", "1ms", "--json")
     assert done.code == 0
     counts = thread_counts(read_topology(Host()))
     seen = done.json["thread_choice"].get("fake", {})
@@ -248,7 +248,7 @@ def test_without_a_number_of_threads_the_best_one_is_searched(cli: Cli):
 
 
 def test_more_threads_than_cpus_are_measured_and_doubted(shared: Cli):
-    done = shared.fake("--threads", "999", "--json")
+    done = shared.here(*shared.fake_arguments("--threads", "999", "--json"))
     assert done.code == 0
     findings = {finding["kind"]: finding for finding in done.json["trials"][0]["findings"]}
     assert findings["too_many_threads"]["severity"] == "suspect"
@@ -302,7 +302,7 @@ def test_the_same_artifact_says_the_same_in_every_process(tiny: tuple[Cli, dict[
 def test_what_was_quantized_once_is_not_quantized_again(tiny: tuple[Cli, dict[str, Any]], tiny_gguf: Path):
     cli, document = tiny
     options = ("--precision", "q8_0", "--threads", "1", "--workload", "tg4", "--budget", "1ms", "--json")
-    again = cli("profile", "--model", tiny_gguf, *options)
+    again = cli.here("profile", "--model", tiny_gguf, *options)
     assert again.code == 0
     assert "making" not in again.err
     before = {trial["trial"]["artifact"]["precision"]: trial["trial"]["artifact"] for trial in document["trials"]}
@@ -311,13 +311,13 @@ def test_what_was_quantized_once_is_not_quantized_again(tiny: tuple[Cli, dict[st
 
 def test_a_workload_longer_than_the_trained_context_is_refused(shared: Cli, tiny_gguf: Path):
     for workload in ("tg600", "tg8@d510"):
-        done = shared("profile", "--model", tiny_gguf, "--workload", workload)
+        done = shared.here("profile", "--model", tiny_gguf, "--workload", workload)
         done.complains(2, "512", "--force-context")
 
 
 def test_it_is_measured_when_forced_and_doubted(shared: Cli, tiny_gguf: Path):
     options = ("--precision", "shipped", "--threads", "1", "--budget", "1ms", "--json")
-    done = shared("profile", "--model", tiny_gguf, "--workload", "tg8@d600", "--force-context", *options)
+    done = shared.here("profile", "--model", tiny_gguf, "--workload", "tg8@d600", "--force-context", *options)
     assert done.code == 0
     assert "context_forced" in {finding["kind"] for finding in done.json["trials"][0]["findings"]}
 
@@ -359,6 +359,10 @@ def test_it_is_measured_when_forced_and_doubted(shared: Cli, tiny_gguf: Path):
     ids=lambda value: "-".join(value[-2:]) if isinstance(value, list) else None,
 )
 def test_a_wrong_request_is_refused_at_once(shared: Cli, arguments: list[str], words: list[str]):
-    done = shared(*arguments)
+    done = shared.here(*arguments)
     done.complains(2, *words)
     assert done.out == ""
+
+
+def test_a_wrong_request_ends_the_program_with_its_exit_code(shared: Cli):
+    shared("profile", "--treads", "2").complains(2, "--treads", "--threads")
