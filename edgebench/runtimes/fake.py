@@ -156,7 +156,8 @@ class FakeModel:
         if script["hang_s"]:
             time.sleep(script["hang_s"])
         if script["eat_mib"]:
-            eaten = [bytearray(os.urandom(1 << 20)) for _ in range(int(script["eat_mib"]))]
+            incompressible = os.urandom(1 << 20)
+            eaten = [bytearray(incompressible) for _ in range(int(script["eat_mib"]))]
             del eaten
         if script["fail"]:
             raise RuntimeError("the script says: fail")
