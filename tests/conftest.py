@@ -68,6 +68,8 @@ class Cli:
         folder: where the store and the cache lie, and the working directory.
     """
 
+    done = Done
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = folder / "results.db"

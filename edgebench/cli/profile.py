@@ -195,12 +195,12 @@ def print_outcome(console: Any, outcome: Outcome) -> None:
         if settings is not None:
             text.print_threads(console, rates, runtime, (settings.threads, settings.threads_batch))
     text.print_result(console, outcome.trials)
-    if any(trial.outcome == "ok" for trial in outcome.trials):
+    if any(trial.outcome == "ok" for trial in outcome.trials) and not outcome.interrupted_by:
         console.print(f"next: {outcome.next_step}", highlight=False, markup=False)
 
 
 def _complain(outcome: Outcome) -> None:
-    """Each distinct failure as one line and its next step, on standard error."""
+    """Each distinct failure, and an interruption, as one line and its next step, on standard error."""
     failures: dict[tuple[str, str], list[str]] = {}
     for trial in outcome.trials:
         if trial.failure is not None:
@@ -211,3 +211,6 @@ def _complain(outcome: Outcome) -> None:
     for (says, next_step), names in failures.items():
         click.echo(f"edgebench: {', '.join(names)}: {says.rstrip('.')}.", err=True)
         click.echo(f"  next: {next_step}", err=True)
+    if outcome.interrupted_by:
+        click.echo(f"edgebench: interrupted by {outcome.interrupted_by}; what was measured is kept.", err=True)
+        click.echo(f"  next: {outcome.next_step}", err=True)
