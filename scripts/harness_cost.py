@@ -13,8 +13,8 @@ Every figure with its target:
   llama.cpp. The quick one is run once before, unmeasured, so that the model and its precisions are there.
 - *recording, per token* (<= 2 us): from the end of one call into the engine to the start of the next, in the very loop
   that times decode, over an engine that only notes both moments; less the same in a bare loop. What remains is the
-  reading of the clock and the storing of the stamp. ``cold``: each call copies 64 MiB, because a real engine that reads
-  all weights for each token leaves nothing of ours in the caches.
+  reading of the clock and the storing of the stamp. ``cold`` is for information: there each call copies 64 MiB, as a
+  real engine reads all weights for each token and leaves nothing of ours in the caches. A token really pays about that.
 
 Verdicts: PASS, MISS, or WIDE: the figure is within its target and its 95 % interval is not; more repetitions decide.
 
@@ -67,6 +67,8 @@ COLD_BYTES = 1 << 26
 LIMIT_S = 900.0
 NO_BUDGET_S = 1e9
 HOST = Host()
+Unit = Literal["%", "MB", "s", "us", ""]
+Verdict = Literal["PASS", "MISS", "WIDE", ""]
 
 # The command as its console script runs it; as it exits it leaves its peak memory, or its modules, in a file.
 COMMAND = """
@@ -88,9 +90,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     figure: float
     low: float | None = None
     high: float | None = None
-    target: float
-    unit: Literal["%", "MB", "s", "us", ""]
-    verdict: Literal["PASS", "MISS", "WIDE"]
+    target: float | None
+    """None: for information."""
+    unit: Unit
+    verdict: Verdict
     note: str = ""
 
 
@@ -98,13 +101,15 @@ def judge(
     what: str,
     figure: float,
     interval: Interval | None,
-    target: float,
-    unit: Literal["%", "MB", "s", "us", ""],
+    target: float | None,
+    unit: Unit,
     note: str = "",
 ) -> Cost:
-    """A figure that must not exceed its target."""
-    verdict: Literal["PASS", "MISS", "WIDE"] = "PASS"
-    if figure > target:
+    """A figure that must not exceed its target, if it has one."""
+    verdict: Verdict = "PASS"
+    if target is None:
+        verdict = ""
+    elif figure > target:
         verdict = "MISS"
     elif interval is not None and interval.high > target:
         verdict = "WIDE"
@@ -359,8 +364,8 @@ def token_costs(options: argparse.Namespace, samples: dict[str, Any]) -> list[Co
         samples[f"token_s_{name}"] = found
         # A difference of two noisy times need not be positive, and the interval of a median needs positive values.
         interval = median_interval(found) if min(found) > 0 else None
-        note = f"{options.loops} loops of {tokens} tokens"
-        costs.append(judge(f"recording, per token, {name}", median(found), interval, MOST_TOKEN_S, "us", note))
+        note, target = f"{options.loops} loops of {tokens} tokens", None if cold else MOST_TOKEN_S
+        costs.append(judge(f"recording, per token, {name}", median(found), interval, target, "us", note))
     return costs
 
 
@@ -384,8 +389,9 @@ def print_table(costs: Sequence[Cost]) -> None:
         interval = "-"
         if cost.low is not None and cost.high is not None:
             interval = f"{cost.low * scale:.3g} to {cost.high * scale:.3g}"
-        figure, target = f"{cost.figure * scale:.3g} {cost.unit}", f"{cost.target * scale:g} {cost.unit}"
-        print(f"{cost.what:{width}}  {figure:>9}  {interval:17} {target:>7}  {cost.verdict}  {cost.note}".rstrip())
+        figure = f"{cost.figure * scale:.3g} {cost.unit}"
+        target = "-" if cost.target is None else f"{cost.target * scale:g} {cost.unit}"
+        print(f"{cost.what:{width}}  {figure:>9}  {interval:17} {target:>7}  {cost.verdict:4}  {cost.note}".rstrip())
 
 
 def measure(options: argparse.Namespace, folder: Path, samples: dict[str, Any]) -> list[Cost]:
