@@ -66,9 +66,10 @@ def csv_lines(runs: Iterable[Run]) -> Iterator[bytes]:
 
 
 def _line(cells: list[Cell]) -> bytes:
-    """One CSV line; absent is empty."""
+    """One CSV line; absent is empty. CSV has no way to write NUL: it becomes U+FFFD."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow("" if cell is None else cell for cell in cells)
+    plain = (cell.replace("\0", "\ufffd") if isinstance(cell, str) else cell for cell in cells)
+    csv.writer(text, lineterminator="\n").writerow("" if cell is None else cell for cell in plain)
     return text.getvalue().encode()
 
 

@@ -79,7 +79,7 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
             connection.execute("PRAGMA query_only = ON")
         else:
             _use_wal(connection)
-    except sqlite3.Error:
+    except BaseException:  # also UnicodeDecodeError: a damaged file is quoted in bytes that are no text
         connection.close()
         raise
     return connection

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from edgebench.cli._runs_export import csv_lines
 from edgebench.cli.runs import command
 from edgebench.errors import EdgebenchError, HostError, StoreError, UnknownNameError, UsageError
 from edgebench.records import SCHEMA, Energy, Failure, MemoryUse, Run
@@ -252,6 +253,13 @@ def test_the_export_of_one_session_leaves_the_others_out(path: Path):
 def test_jsonl_is_one_run_per_line(path: Path):
     lines = run("export", "--format", "jsonl", "--store", path).splitlines()
     assert [msgspec.json.decode(line, type=Run) for line in lines] == [GOOD, BAD]
+
+
+def test_a_text_that_csv_cannot_write_is_replaced_and_not_refused():
+    head, *rows = csv_lines([msgspec.structs.replace(GOOD, session_id="a\0,b")])
+    assert head.startswith(b"session_id,")
+    assert rows
+    assert all(row.startswith('"a\ufffd,b",'.encode()) for row in rows)
 
 
 def test_csv_is_one_row_per_block_and_keeps_the_failures(path: Path):
