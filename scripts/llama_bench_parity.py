@@ -26,10 +26,10 @@ for each token of a batch (``n_outputs_max``), which changes memory and not the 
 
 **The luck of the allocator.** llama.cpp's CPU backend takes its scratch memory (``work_data``) from ``new uint8_t[]``,
 which promises 16 bytes of alignment. Its tiled flash attention runs about a quarter slower when the address is not a
-multiple of 32, and pp512 of a 135M model then about 6 % slower. On one AMD EPYC core, q4_0: 481 tokens/s at multiples of
-32, 453 elsewhere, whoever measures; with ``-fa 0`` the difference is gone. The heap decides, and so does anything that
-shifts it: llama-bench gave 484 or 456 tokens/s by the *length of the model's path* alone. That is no property of either
-program, so both get glibc's documented ``glibc.malloc.mmap_threshold``, which puts this memory at the same offset in
+multiple of 32, and pp512 of a 135M model then about 6 % slower. On one AMD EPYC core, q4_0: 481 tokens/s at multiples
+of 32, 453 elsewhere, whoever measures; with ``-fa 0`` the difference is gone. The heap decides, and so does anything
+that shifts it: llama-bench gave 484 or 456 tokens/s by the *length of the model's path* alone. That is no property of
+either program, so both get glibc's documented ``glibc.malloc.mmap_threshold``, which puts this memory at one offset in
 both (16 bytes into a page: the slower case). ``--as-is`` leaves the allocator alone and shows the luck as well.
 
 Exit status: 0 when nothing missed, 1 when something did.
