@@ -1,0 +1,194 @@
+"""The main job on the real default model, end to end. Nothing here judges speed: only what must hold on any machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import jsonschema
+import pytest
+
+from edgebench.cards import model_card
+from edgebench.records import FindingKind, Severity
+
+if TYPE_CHECKING:
+    from conftest import Cli, Done
+
+pytestmark = pytest.mark.model
+
+LAYERS, KV_HEADS, HEAD = 30, 3, 64
+VOCABULARY = 49152
+PARAMETERS = 134_515_008
+
+
+@pytest.fixture(scope="module")
+def cli(cli_in: type[Cli], tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    return cli_in(tmp_path_factory.mktemp("real"))
+
+
+@pytest.fixture(scope="module")
+def done(cli: Cli, model_file: Path) -> Done:
+    """Three rounds of the file as published, however long they take here. One thread cannot wait for another."""
+    what = ("--model", model_file, "--precision", "shipped", "--workload", "pp64", "--workload", "tg128")
+    how = ("--quick", "--budget", "10m", "--runtime", "llamacpp", "--threads", "1")
+    finished = cli("profile", *what, *how, "--json", "--output", cli.folder / "all.json")
+    assert finished.code == 0, finished.err
+    return finished
+
+
+@pytest.fixture(scope="module")
+def trial(done: Done) -> dict[str, Any]:
+    """The summary of the file as published."""
+    (only,) = done.json["trials"]
+    return only
+
+
+@pytest.fixture(scope="module")
+def smaller(cli: Cli, done: Done, model_file: Path) -> dict[str, Any]:
+    """The summary of one short round of the same weights at q4_0, made here."""
+    assert done.code == 0
+    what = ("--model", model_file, "--precision", "q4_0", "--workload", "tg8", "--threads", "1", "--budget", "1ms")
+    finished = cli.here("profile", *what, "--runtime", "llamacpp", "--json")
+    assert finished.code == 0, finished.err
+    (only,) = finished.json["trials"]
+    return only
+
+
+@pytest.fixture(scope="module")
+def runs(cli: Cli, done: Done) -> list[dict[str, Any]]:
+    """Measured rounds, with raw samples."""
+    assert done.code == 0
+    every = json.loads((cli.folder / "all.json").read_text())["runs"]
+    return [run for run in every if run["purpose"] == "measure"]
+
+
+def test_every_round_was_measured(trial: dict[str, Any]):
+    assert trial["outcome"] == "ok"
+    assert trial["trial"]["artifact"]["precision"] == "q4_1"
+    assert (trial["rounds_ok"], trial["rounds_failed"]) == (3, 0)
+    assert set(trial["workloads"]) == {"pp64", "tg128"}
+
+
+def test_the_file_is_the_one_that_the_card_declares(trial: dict[str, Any], smaller: dict[str, Any]):
+    declared = model_card("smollm2-135m-instruct").files[0]
+    shipped = trial["trial"]["artifact"]
+    assert (shipped["sha256"], shipped["bytes"]) == (declared.sha256, declared.bytes)
+    assert smaller["trial"]["artifact"]["derived_from"] == declared.sha256
+
+
+def test_what_was_loaded_is_the_model(trial: dict[str, Any], smaller: dict[str, Any]):
+    for loaded in (trial["loaded"], smaller["loaded"]):
+        assert loaded["architecture"] == "llama"
+        assert loaded["vocabulary"] == VOCABULARY
+        assert loaded["context_trained"] == 8192
+        assert loaded["parameters"] == PARAMETERS
+        assert loaded["load_s"] > 0
+
+
+def test_real_bits_per_weight_are_above_the_name_of_the_precision(trial: dict[str, Any], smaller: dict[str, Any]):
+    bits = [8 * one["loaded"]["weight_bytes"] / PARAMETERS for one in (smaller, trial)]
+    assert 4.5 <= bits[0] < bits[1] < 6.5
+    for one in (trial, smaller):
+        whole = one["trial"]["artifact"]["bytes"]
+        assert 0.95 * whole <= one["loaded"]["weight_bytes"] <= whole
+
+
+def test_every_token_has_its_own_time(runs: list[dict[str, Any]]):
+    for run in runs:
+        for block in run["blocks"]:
+            assert len(block["step_ns"]) == (128 if block["workload"] == "tg128" else 1)
+            assert min(block["step_ns"]) > 0
+            assert sum(block["step_ns"]) == block["t1_ns"] - block["t0_ns"]
+            assert block["start"]["t_ns"] <= block["t0_ns"] < block["t1_ns"] <= block["end"]["t_ns"]
+            assert (block["ttft_ns"] or 0) >= (sum(block["step_ns"]) if block["workload"] == "pp64" else 0)
+
+
+def test_latencies_and_rates_fit_each_other(trial: dict[str, Any]):
+    prefill, decode = trial["workloads"]["pp64"], trial["workloads"]["tg128"]
+    assert prefill["ttft_s"]["value"] >= 0.99 * 64 / prefill["tokens_per_s"]["value"] > 0
+    p50, p95, p99 = (decode[f"itl_{q}_s"]["value"] for q in ("p50", "p95", "p99"))
+    assert 0 < p50 <= p95 <= p99
+    assert decode["tokens_per_s"]["value"] > 0
+
+
+def test_the_engine_accounts_for_its_memory(trial: dict[str, Any], smaller: dict[str, Any]):
+    for one in (trial, smaller):
+        engine = one["memory"]["engine"]
+        weights = sum(engine["weights"].values())
+        assert weights >= 0.99 * one["loaded"]["weight_bytes"]
+        assert weights <= 2.2 * one["loaded"]["weight_bytes"]  # mapped, and repacked once more
+        assert engine["kv"] == pytest.approx(LAYERS * 2 * KV_HEADS * HEAD * 2 * 256, rel=0.01)  # as the log rounds it
+        assert engine["compute"] > 0
+        assert engine["output"] == pytest.approx(4 * VOCABULARY, rel=0.1)
+
+
+def test_the_kernel_saw_that_memory_too(runs: list[dict[str, Any]]):
+    for run in runs:
+        phases = {phase["phase"]: phase for phase in run["memory"]["phases"]}
+        assert set(phases) == {"load", "pp64", "tg128"}
+        for phase in phases.values():
+            assert phase["anon"] + phase["file"] > 30e6
+            if phase["rss_peak"] is not None:
+                assert phase["rss_peak"] >= 0.99 * (phase["anon"] + phase["file"])
+        engine = run["memory"]["engine"]
+        assert phases["pp64"]["anon"] > engine["kv"]
+        assert phases["tg128"]["anon"] + phases["tg128"]["file"] > sum(engine["weights"].values())
+
+
+def test_the_sampler_read_while_blocks_were_timed(runs: list[dict[str, Any]]):
+    for run in runs:
+        names = {series["channel"]["name"] for series in run["series"]}
+        assert {"memory.anon", "memory.file", "memory.available"} <= names
+        for series in run["series"]:
+            assert len(series["t_ns"]) == len(series["values"])
+            assert list(series["t_ns"]) == sorted(series["t_ns"])
+        assert run["sampler_cost_s"] is not None
+
+
+def test_a_model_computes_the_same_in_every_process(runs: list[dict[str, Any]]):
+    assert len(runs) == 3
+    (said,) = {tuple(run["greedy"]) for run in runs}
+    assert len(said) == 8
+    assert all(0 <= token < VOCABULARY for token in said)
+
+
+def test_findings_are_sentences_with_a_remedy(trial: dict[str, Any], smaller: dict[str, Any]):
+    findings = [*trial["findings"], *smaller["findings"]]
+    assert "too_few_rounds" in {finding["kind"] for finding in findings}
+    for finding in findings:
+        assert finding["kind"] in get_args(FindingKind)
+        assert finding["severity"] in get_args(Severity)
+        assert finding["says"].endswith(".")
+        assert finding["remedy"]
+
+
+def test_where_it_was_measured_is_known(runs: list[dict[str, Any]]):
+    for run in runs:
+        provenance = run["provenance"]
+        assert "llama-cpp-python" in provenance["runtime_version"]["value"]
+        assert provenance["runtime_build"]["value"]
+        assert provenance["logical_cpus"] >= 1
+        for fact in ("kernel", "cpu_model", "governor", "memory_bytes", "virtualization", "container"):
+            assert (provenance[fact]["value"] is None) == bool(provenance[fact]["unknown_because"])
+
+
+def test_every_run_fits_the_published_schema(cli: Cli, runs: list[dict[str, Any]]):
+    check = jsonschema.Draft202012Validator(cli.here("runs", "schema").json)
+    for run in runs:
+        check.validate(run)
+
+
+def test_the_session_can_be_shown(cli: Cli, done: Done):
+    shown = cli.here("runs", "show", done.json["session_id"])
+    assert shown.code == 0
+    assert "q4_1" in shown.out
+    assert "ok" in shown.out
+
+
+def test_a_finished_session_is_resumed_without_another_run(cli: Cli, done: Done, runs: list[dict[str, Any]]):
+    again = cli.here("profile", "--resume", done.json["session_id"], "--json", "--output", cli.folder / "again.json")
+    assert again.code == 0
+    measured = json.loads((cli.folder / "again.json").read_text())["runs"]
+    assert sorted(run["run_id"] for run in measured) == sorted(run["run_id"] for run in runs)
+    assert [trial["workloads"] for trial in again.json["trials"]] == [t["workloads"] for t in done.json["trials"]]
