@@ -22,7 +22,7 @@ from edgebench.cli import _run
 from edgebench.errors import EdgebenchError
 
 MODEL = "smollm2-135m-instruct"
-LONGEST_S = 120
+LONGEST_S = 600
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
