@@ -150,7 +150,10 @@ class Session:
     def search_threads(self, trial: TrialSpec, counts: tuple[int, ...]) -> Run:
         """Time the trial's workloads at several thread counts, in one child."""
         self._listener.run_begins(trial, 0, self.elapsed_s(), 0.0)
-        return self._run(ThreadSearchJob(trial=trial, counts=counts), new_id(), 0)
+        run = self._run(ThreadSearchJob(trial=trial, counts=counts), new_id(), 0)
+        if run.outcome != "ok":
+            self._listener.run_ended(run)  # else nobody would know why the default number of threads is used
+        return run
 
     def reject(self, rejected: Rejected) -> Run:
         """The record of a trial that could not be prepared."""

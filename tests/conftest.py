@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -23,6 +24,9 @@ from edgebench.errors import EdgebenchError
 
 MODEL = "smollm2-135m-instruct"
 LONGEST_S = 600
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is no property
+hypothesis.settings.load_profile("any machine")
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +163,25 @@ def test_without_a_terminal_there_are_no_control_codes(table: Done, sweep: Done)
         assert "\r" not in text
 
 
+def test_on_a_terminal_progress_is_one_line_that_is_gone_at_the_end(cli: Cli):
+    terminal, its_end = os.openpty()
+    argv = cli.argv(*cli.fake_arguments())
+    with subprocess.Popen(
+        argv, env=cli.environment({"TERM": "xterm"}), cwd=cli.folder, stdout=subprocess.DEVNULL, stderr=its_end
+    ) as process:
+        os.close(its_end)
+        shown = bytearray()
+        with contextlib.suppress(OSError):  # Linux's answer to reading a terminal that nobody holds any more
+            while piece := os.read(terminal, 4096):
+                shown += piece
+    os.close(terminal)
+    assert process.returncode == 0
+    lines = shown.decode().split("\r\x1b[2K")
+    assert any("round 1: shipped on fake: tg128 #1" in line for line in lines)
+    assert lines[-1] == ""
+    assert "\n" not in shown.decode()
+
+
 def test_quiet_leaves_the_result_only(shared: Cli):
     done = shared.fake("--quiet")
     assert done.code == 0
@@ -253,6 +274,14 @@ def test_more_threads_than_cpus_are_measured_and_doubted(shared: Cli):
     findings = {finding["kind"]: finding for finding in done.json["trials"][0]["findings"]}
     assert findings["too_many_threads"]["severity"] == "suspect"
     assert "999 threads" in done.err
+
+
+def test_a_search_that_fails_is_told(cli: Cli):
+    if len(thread_counts(read_topology(Host()))) < 2:
+        return  # with one core nothing is searched
+    script = ("--script", "die_signal=11", "--script", "die_at=2")
+    done = cli.here("profile", "--runtime", "fake", "--precision", "shipped", "--budget", "1ms", *script)
+    assert done.err.count("failed: the engine crashed (SIGSEGV)") == 2  # the search, and the round after it
 
 
 # --- a real engine ----------------------------------------------------------------------------------------------------
