@@ -27,7 +27,7 @@ from edgebench.errors import Terminated
 from edgebench.host import Host
 from edgebench.plan import Rejected
 from edgebench.provenance import collect
-from edgebench.records import Energy, Finding, MemoryUse, Provenance, Run, Series
+from edgebench.records import Energy, MemoryUse, Provenance, Run, Series
 from edgebench.schedule import Next, Schedule, Why
 from edgebench.specs import DeviceProfile, Plan, TrialSpec
 from edgebench.stats import median
@@ -37,12 +37,6 @@ from edgebench.topology import Topology
 NO_ENERGY = "no energy sensor is supported by this version of edgebench yet"
 _WORTH_CHANGING = 1.03
 """Another thread count than the default must be this much faster, else the difference may be noise."""
-_SAMPLER_LOST = Finding(
-    kind="sampler_lost",
-    severity="suspect",
-    says="The process that reads the sensors was lost during the run: peaks, clocks and energy of it are unknown.",
-    remedy="Measure again; if it recurs, report it with `edgebench doctor --json`.",
-)
 
 
 class Listener(Protocol):
@@ -213,8 +207,7 @@ class Session:
             provenance=self._provenance(trial.runtime),
             sampler_cost_s=readings.cpu_s if readings else None,
         )
-        lost = (_SAMPLER_LOST,) if readings is None else ()
-        return msgspec.structs.replace(run, findings=(*run_findings(run), *lost))
+        return msgspec.structs.replace(run, findings=run_findings(run))
 
     def _provenance(self, runtime: str) -> Provenance:
         about = self._setting.about[runtime]
