@@ -413,26 +413,37 @@ def measure_pair(number: int, bench: Bench, artifact: Artifact, threads: int, re
 
 
 def measure_all(options: argparse.Namespace, wheel: Wheel, bench: Bench) -> Pairs:
-    """All rounds, each over all files and thread counts; disturbed pairs are made again with ``--quiet-only``."""
+    """All rounds, each over all files and thread counts, or those made until Ctrl-C."""
     parent = obtain(options.model)
     counts = [int(count) for count in options.threads.split(",")]
     names = [check_precision(name) for name in options.precisions.split(",")]
     files = {name: get_artifact(parent, name, wheel.engine, max(counts)) for name in names}
     pairs: Pairs = {(name, threads, workload): [] for name in names for threads in counts for workload in WORKLOADS}
-    for number in range(options.rounds * (ATTEMPTS if options.quiet_only else 1)):
-        for name, threads in [(name, threads) for name in names for threads in counts]:
-            if len(usable(pairs[name, threads, WORKLOADS[0]], options)) >= options.rounds:
-                continue
-            if options.quiet_only:
-                wait_until_quiet()
-            found = measure_pair(number, bench, files[name], threads, options.repetitions)
-            for workload, pair in found.items():
-                pairs[name, threads, workload].append(pair)
-        done = min(len(usable(found, options)) for found in pairs.values())
-        say(f"{done} of {options.rounds} rounds done")
-        if done >= options.rounds:
-            break
+    done = 0
+    try:
+        for number in range(options.rounds * (ATTEMPTS if options.quiet_only else 1)):
+            if done < options.rounds:
+                measure_round(number, options, bench, files, pairs)
+                done = min(len(usable(found, options)) for found in pairs.values())
+                say(f"{done} of {options.rounds} rounds done")
+    except KeyboardInterrupt:
+        if not all(usable(found, options) for found in pairs.values()):
+            raise
+        say("interrupted: the result is that of the rounds so far")
     return pairs
+
+
+def measure_round(
+    number: int, options: argparse.Namespace, bench: Bench, files: dict[str, Artifact], pairs: Pairs
+) -> None:
+    """Add one pair to each line that has too few; with ``--quiet-only`` disturbed pairs do not count."""
+    for name, threads, first in list(pairs):
+        if first != WORKLOADS[0] or len(usable(pairs[name, threads, first], options)) >= options.rounds:
+            continue
+        if options.quiet_only:
+            wait_until_quiet()
+        for workload, pair in measure_pair(number, bench, files[name], threads, options.repetitions).items():
+            pairs[name, threads, workload].append(pair)
 
 
 # --- result -----------------------------------------------------------------------------------------------------------
