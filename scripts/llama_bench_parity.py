@@ -79,7 +79,7 @@ LOWEST, HIGHEST = 0.98, 1.02
 WORKLOADS = ("pp512", "tg128")
 MOST_JOBS = 2  # more compilers at once need more memory than a small board has
 ATTEMPTS = 3  # with --quiet-only, as a multiple of the rounds
-QUIET_WAIT_S = 60.0
+QUIET_WAIT_S = 300.0
 SAME_OFFSET = "glibc.malloc.mmap_threshold=131072"  # glibc's own first value; given, it no longer grows
 HOST = Host()
 TOPOLOGY = read_topology(HOST)
@@ -391,7 +391,7 @@ def edge() -> Edge:
 
 
 def wait_until_quiet() -> None:
-    """Wait, for a minute at most, for one second in which nobody else uses the machine."""
+    """Wait, for five minutes at most, for one second in which nobody else uses the machine."""
     deadline = time.monotonic() + QUIET_WAIT_S
     while observed(partial(time.sleep, 1), 1)[1] and time.monotonic() < deadline:
         pass
