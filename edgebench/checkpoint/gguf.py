@@ -75,6 +75,8 @@ class GGUFHeader(msgspec.Struct, frozen=True, kw_only=True):
     arrays: dict[str, int]
     """Number of elements of each array; the elements themselves are not kept."""
     tensors: tuple[TensorInfo, ...]
+    keys_end: int
+    """Byte after the last key, where the tensor table begins."""
     data_offset: int
     file_bytes: int
 
@@ -144,12 +146,13 @@ def _parse(cursor: Cursor) -> GGUFHeader:
         if count > most or count * shortest > cursor.size - cursor.at:
             raise cursor.damaged(f"claims {count} {what}, more than fit into it")
     metadata, arrays = _read_metadata(cursor, key_count)
+    keys_end = cursor.at
     _refuse_parts(cursor, metadata)
     alignment = _alignment(cursor, metadata)
     tensors = tuple(_read_tensor(cursor, index, alignment) for index in range(tensor_count))
     data_offset = -(-cursor.at // alignment) * alignment
     _check_tensors(cursor, tensors, data_offset)
-    return _header(cursor, version, metadata, arrays, tensors, data_offset)
+    return _header(cursor, version, metadata, arrays, tensors, keys_end, data_offset)
 
 
 def _read_preamble(cursor: Cursor) -> int:
@@ -245,6 +248,7 @@ def _header(
     metadata: dict[str, Scalar],
     arrays: dict[str, int],
     tensors: tuple[TensorInfo, ...],
+    keys_end: int,
     data_offset: int,
 ) -> GGUFHeader:
     architecture = metadata.get("general.architecture")
@@ -281,6 +285,7 @@ def _header(
         metadata=metadata,
         arrays=arrays,
         tensors=tensors,
+        keys_end=keys_end,
         data_offset=data_offset,
         file_bytes=cursor.size,
     )
