@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from edgebench.errors import ArtifactError
 from edgebench.specs import Spec
 
@@ -49,7 +51,7 @@ class Architecture(Spec, frozen=True, kw_only=True):
     hf_prefixes: tuple[str, ...] = ("model.",)
     """What may stand before the names below; the first that fits the folder is taken."""
     hf_head: str = "lm_head"
-    hf_global: dict[str, str] = {"token_embd": "embed_tokens", "output_norm": "norm"}
+    hf_global: dict[str, str] = msgspec.field(default_factory=lambda: {"token_embd": "embed_tokens", "output_norm": "norm"})
     hf_layer: dict[str, str]
     """Tensor of a layer without ``blk.N.`` and suffix -> its name below ``layers.N.``."""
     hf_layers: str = "layers"
