@@ -5,8 +5,8 @@ calls. This script lets them measure the same files at the same thread counts an
 
 1. ``llama-bench`` is built from the sources of the *installed* llama-cpp-python, with the GGML options that this wheel
    recorded. The build counts only if its system info (SIMD, OpenMP, repacking) is word for word that of the wheel.
-   It then runs on the wheel's own libraries, so that one engine, the same bytes, is timed by two programs: two builds of
-   one source already differ by the luck of code placement (``--own-libraries`` shows that).
+   It then runs on the wheel's own libraries, so that one engine, the same bytes, is timed by two programs: two builds
+   of one source may differ by the luck of code placement (``--own-libraries`` shows that).
 2. Both run in turns, one fresh process each, order ABBA: even rounds llama-bench first, odd rounds edgebench first. A
    round's value is the median of its repetitions. Workloads are pp512, then tg128, as llama-bench orders them.
 3. The figure is edgebench's speed over llama-bench's, by paired rounds, so that what slows both members of a pair
