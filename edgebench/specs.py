@@ -195,6 +195,28 @@ class Artifact(Spec, frozen=True, kw_only=True):
     """What the quantizer said that a reader must know, e.g. tensors that fell back to another type."""
 
 
+class OnnxManifest(Spec, frozen=True, kw_only=True):
+    """``edgebench.json`` in the folder of an ONNX export: what its graphs hold, readable without onnx."""
+
+    model: str
+    precision: str
+    architecture: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+    """Tokens the model was trained for."""
+    table_context: int
+    """Tokens that the rotary tables in the data file cover."""
+    parameters: int
+    weight_bytes: int
+    accuracy_level: int
+    first_token: int | None = None
+    """Begin-of-sequence token, if the model wants one."""
+    notes: tuple[str, ...] = ()
+
+
 class TrialSpec(Spec, frozen=True, kw_only=True):
     """The unit of planning: artifact x runtime x settings x workloads. Runs in its own child process."""
 

@@ -18,10 +18,10 @@ PACKAGE = ROOT / "edgebench"
 LAYERS = {
     "errors": 0, "units": 0, "stats": 0, "specs": 0, "records": 0,
     "host": 1, "kerneltext": 1, "cgroups": 1, "topology": 1, "cards": 1, "registry": 1, "artifacts": 1, "store": 1,
-    "checkpoint": 2, "export": 2, "runtimes": 2, "sensors": 2,
+    "checkpoint": 1, "export": 2, "runtimes": 2, "sensors": 2,
     "engine": 3,
     "analysis": 4, "report": 4,
-    "schedule": 5, "plan": 5, "bench": 5, "profile": 5, "provenance": 5, "devices": 5, "doctor": 5,
+    "schedule": 5, "derive": 5, "plan": 5, "bench": 5, "profile": 5, "provenance": 5, "devices": 5, "doctor": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
 FAMILIES, READERS = 2, 4

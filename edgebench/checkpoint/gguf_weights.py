@@ -40,6 +40,7 @@ class GGUFWeights:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.config: ModelConfig = _Keys(self.header, path).config(self)
+        self.first_token = self._first_token()
         self._check()
 
     def _check(self) -> None:
@@ -60,6 +61,13 @@ class GGUFWeights:
                 raise self._damaged(f"has the tensor {name}, which {self.architecture.name} does not use")
             if shape is not None and self.shape(name) != shape:
                 raise self._damaged(f"has the tensor {name} of shape {list(self.shape(name))}, not {list(shape)}")
+
+    def _first_token(self) -> int | None:
+        """As llama.cpp decides: the key if there is one, else only sentencepiece vocabularies want it."""
+        keys = self.header.metadata
+        wanted = keys.get("tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model") == "llama")
+        token = keys.get("tokenizer.ggml.bos_token_id")
+        return token if wanted and isinstance(token, int) else None
 
     def _damaged(self, what: str) -> ArtifactError:
         return ArtifactError(f"{self.path} {what}.", "get it again, or convert it from the original weights.")

@@ -48,13 +48,25 @@ class QuantizeJob(Message, frozen=True, kw_only=True, tag="quantize"):
     threads: int
 
 
+class ExportJob(Message, frozen=True, kw_only=True, tag="export"):
+    """Make an artifact of another format from a checkpoint: a GGUF file or a Hugging Face folder."""
+
+    source: str
+    target: str
+    """An empty folder for ``onnx``, a file for ``gguf``."""
+    to: Literal["onnx", "gguf"]
+    precision: str
+    context: int | None = None
+    accuracy_level: int = 4
+
+
 class AboutJob(Message, frozen=True, kw_only=True, tag="about"):
     """Say which version and build a runtime is."""
 
     runtime: str
 
 
-Job = MeasureJob | ThreadSearchJob | QuantizeJob | AboutJob
+Job = MeasureJob | ThreadSearchJob | QuantizeJob | ExportJob | AboutJob
 
 
 # --- child to parent

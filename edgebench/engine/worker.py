@@ -16,10 +16,11 @@ from typing import BinaryIO
 
 import msgspec
 
-from edgebench.engine import measure
+from edgebench.engine import export, measure
 from edgebench.engine.messages import (
     About,
     AboutJob,
+    ExportJob,
     Failed,
     Finished,
     Job,
@@ -94,6 +95,8 @@ def _do(job: Job, channel: Channel, host: Host) -> Finished:
     if isinstance(job, QuantizeJob):
         channel.say(Phase(name="quantize", t_ns=host.monotonic_ns()))
         return Finished(notes=quantize(job.source, job.target, job.precision, job.threads, channel.note))
+    if isinstance(job, ExportJob):
+        return export.do(job, channel, host)
     runtime: Runtime = load("runtimes", job.trial.runtime).RUNTIME
     channel.say(_about(runtime))
     if job.trial.settings.cpus and hasattr(os, "sched_setaffinity"):

@@ -89,6 +89,11 @@ class Runtime(Protocol):
     package: str
     """What to pip install when it is missing; empty when nothing is needed."""
 
+    kv_types: tuple[str, ...]
+    """Types of KV cache that it has; the first is its default."""
+    one_pool: bool
+    """Whether prefill and decode share one pool of threads, and so one thread count."""
+
     def installed(self) -> bool:
         """Whether its library can be found, without importing it."""
         ...

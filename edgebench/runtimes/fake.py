@@ -179,6 +179,8 @@ class Fake:
     formats = ("fake",)
     default = False
     package = ""
+    kv_types = ("f16",)
+    one_pool = False
 
     def installed(self) -> bool:
         return True

@@ -228,6 +228,8 @@ class LlamaCpp:
     formats = ("gguf",)
     default = True
     package = "llama-cpp-python"
+    kv_types = ("f16", "f32", "q8_0")
+    one_pool = False
 
     def installed(self) -> bool:
         return importlib.util.find_spec("llama_cpp") is not None

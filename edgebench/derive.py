@@ -1,0 +1,89 @@
+"""Make the files that trials need from what a model was published as, each once.
+
+GGUF precisions are made by llama.cpp's own quantizer. ONNX folders are exported from them block by block, so that both
+runtimes hold the same weights; precisions that only ONNX has are exported from the published file. What is made lies in
+the cache under the hash of its parent and the name of its maker.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from edgebench import artifacts
+from edgebench.engine.child import run_job
+from edgebench.engine.messages import ExportJob, QuantizeJob
+from edgebench.engine.protocol import Limits
+from edgebench.export.precisions import ONNX_ONLY, SHIPPED
+from edgebench.host import Host
+from edgebench.records import Failure
+from edgebench.specs import Artifact
+
+_LIMITS = Limits(load_s=3600.0)
+EXPORTER = "edgebench-onnx-1"
+"""Maker of ONNX folders, part of their place: counted up when the same input gives other bytes."""
+TABLE_TOKENS = 8192
+"""Context that an ONNX export covers without being asked; longer workloads get an export of their own."""
+
+
+class Maker:
+    """Makes artifacts in child processes.
+
+    Args:
+        host: this machine.
+        quantizer: name and version of the engine that quantizes GGUFs.
+        threads: that it may use.
+        step: told what is being made.
+    """
+
+    def __init__(self, host: Host, quantizer: str, threads: int, step: Callable[[str], None]) -> None:
+        self._host, self._quantizer, self._threads, self._step = host, quantizer, threads, step
+
+    def gguf(self, source: Artifact, precision: str) -> Artifact | Failure:
+        """The GGUF of this precision."""
+        if precision in (SHIPPED, source.precision):
+            return source
+        existing = artifacts.find_derived(source, precision, self._quantizer)
+        if existing is not None:
+            return existing
+        self._step(f"making {precision} of {source.model}")
+        target = artifacts.work_file(".gguf")
+        job = QuantizeJob(source=source.path, target=str(target), precision=precision, threads=self._threads)
+        ended = run_job(job, self._host, _LIMITS)
+        if ended.failure is not None or ended.attempt.finished is None:
+            target.unlink(missing_ok=True)
+            return ended.failure or _silent("quantizer")
+        return artifacts.adopt_derived(source, precision, self._quantizer, target, ended.attempt.finished.notes)
+
+    def onnx(self, source: Artifact, precision: str, context: int) -> Artifact | Failure:
+        """The ONNX folder of this precision, good for ``context`` tokens."""
+        parent = source if precision in ONNX_ONLY else self.gguf(source, precision)
+        if isinstance(parent, Failure):
+            return parent
+        covered = None if context <= TABLE_TOKENS else context
+        maker = EXPORTER if covered is None else f"{EXPORTER}-ctx{covered}"
+        name = precision if precision != SHIPPED else parent.precision
+        existing = artifacts.find_derived(parent, name, maker, "onnx")
+        if existing is not None:
+            return existing
+        self._step(f"exporting {name} of {source.model} to ONNX")
+        target = artifacts.work_file(".onnx")
+        target.mkdir()
+        job = ExportJob(
+            source=parent.path,
+            target=str(target),
+            to="onnx",
+            precision=precision if precision in ONNX_ONLY else "as-stored",
+            context=covered,
+        )
+        ended = run_job(job, self._host, _LIMITS)
+        if ended.failure is not None or ended.attempt.finished is None:
+            shutil.rmtree(target, ignore_errors=True)
+            return ended.failure or _silent("exporter")
+        notes = (*parent.quantizer_notes, *ended.attempt.finished.notes)
+        return artifacts.adopt_derived(parent, name, maker, Path(target), notes, "onnx")
+
+
+def _silent(who: str) -> Failure:
+    return Failure(kind="protocol", says=f"the {who} gave no answer", next_step="try again.", phase="prepare")
