@@ -8,23 +8,67 @@ the cache under the hash of its parent and the name of its maker.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
+
+import msgspec
 
 from edgebench import artifacts
+from edgebench.checkpoint.gguf import identify, read_header
+from edgebench.engine.about import about
 from edgebench.engine.child import run_job
-from edgebench.engine.messages import ExportJob, QuantizeJob
+from edgebench.engine.messages import Advance, ExportJob, QuantizeJob, Reply
 from edgebench.engine.protocol import Limits
 from edgebench.export.precisions import ONNX_ONLY, SHIPPED
 from edgebench.host import Host
 from edgebench.records import Failure
-from edgebench.specs import Artifact
+from edgebench.specs import Artifact, OnnxManifest
 
 _LIMITS = Limits(load_s=3600.0)
 EXPORTER = "edgebench-onnx-1"
 """Maker of ONNX folders, part of their place: counted up when the same input gives other bytes."""
 TABLE_TOKENS = 8192
 """Context that an ONNX export covers without being asked; longer workloads get an export of their own."""
+
+
+class Teller(Protocol):
+    """Told what is being made, and how far it is."""
+
+    def step(self, text: str) -> None:
+        """A step that takes a moment."""
+        ...
+
+    def share(self, what: str, done: int, total: int) -> None:
+        """How far a step is."""
+        ...
+
+
+def obtain_source(reference: str, *, accept_license: bool, progress: artifacts.Progress) -> Artifact:
+    """The file or folder that a model was published as, identified by its own header.
+
+    Raises:
+        EdgebenchError: as `edgebench.artifacts.obtain`, and when the header is damaged.
+    """
+    artifact = artifacts.obtain(reference, accept_license=accept_license, progress=progress)
+    return identify(artifact)[0] if artifact.format == "gguf" else artifact
+
+
+def quantizer_version(host: Host) -> str:
+    """Name and version of llama.cpp, part of the identity of what it makes."""
+    return str(about("llamacpp", host).version.value or "unknown llama.cpp")
+
+
+def measured_bits(artifact: Artifact) -> float:
+    """Real bits per weight, from the tensors of the artifact.
+
+    Raises:
+        ArtifactError: when it is damaged.
+    """
+    path = Path(artifact.path)
+    if artifact.format == "onnx":
+        manifest = msgspec.json.decode((path / "edgebench.json").read_bytes(), type=OnnxManifest)
+        return 8 * manifest.weight_bytes / manifest.parameters
+    return read_header(path).bits_per_weight
 
 
 class Maker:
@@ -34,11 +78,11 @@ class Maker:
         host: this machine.
         quantizer: name and version of the engine that quantizes GGUFs.
         threads: that it may use.
-        step: told what is being made.
+        teller: told what is being made.
     """
 
-    def __init__(self, host: Host, quantizer: str, threads: int, step: Callable[[str], None]) -> None:
-        self._host, self._quantizer, self._threads, self._step = host, quantizer, threads, step
+    def __init__(self, host: Host, quantizer: str, threads: int, teller: Teller) -> None:
+        self._host, self._quantizer, self._threads, self._teller = host, quantizer, threads, teller
 
     def gguf(self, source: Artifact, precision: str) -> Artifact | Failure:
         """The GGUF of this precision."""
@@ -47,7 +91,7 @@ class Maker:
         existing = artifacts.find_derived(source, precision, self._quantizer)
         if existing is not None:
             return existing
-        self._step(f"making {precision} of {source.model}")
+        self._teller.step(f"making {precision} of {source.model}")
         target = artifacts.work_file(".gguf")
         job = QuantizeJob(source=source.path, target=str(target), precision=precision, threads=self._threads)
         ended = run_job(job, self._host, _LIMITS)
@@ -67,7 +111,8 @@ class Maker:
         existing = artifacts.find_derived(parent, name, maker, "onnx")
         if existing is not None:
             return existing
-        self._step(f"exporting {name} of {source.model} to ONNX")
+        what = f"exporting {name} of {source.model} to ONNX"
+        self._teller.step(what)
         target = artifacts.work_file(".onnx")
         target.mkdir()
         job = ExportJob(
@@ -77,7 +122,12 @@ class Maker:
             precision=precision if precision in ONNX_ONLY else "as-stored",
             context=covered,
         )
-        ended = run_job(job, self._host, _LIMITS)
+
+        def hear(message: Reply) -> None:
+            if isinstance(message, Advance):
+                self._teller.share(what, message.done, message.total)
+
+        ended = run_job(job, self._host, _LIMITS, hear)
         if ended.failure is not None or ended.attempt.finished is None:
             shutil.rmtree(target, ignore_errors=True)
             return ended.failure or _silent("exporter")

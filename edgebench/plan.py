@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol as TypingProtocol
 
-from edgebench import artifacts
+from edgebench import artifacts, derive
 from edgebench.checkpoint.gguf import GGUFHeader, identify
 from edgebench.derive import Maker
 from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UnknownNameError, UsageError
@@ -58,15 +58,11 @@ class Prepared:
     rejected: tuple[Rejected, ...]
 
 
-class Teller(TypingProtocol):
+class Teller(derive.Teller, TypingProtocol):
     """Told what preparation does."""
 
     def progress(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
         """A download or a hash."""
-        ...
-
-    def step(self, text: str) -> None:
-        """A step that takes a moment."""
         ...
 
 
@@ -219,7 +215,7 @@ class Preparer:
             quantizer: version of llama.cpp, part of the identity of what it makes.
         """
         threads, _ = default_threads(self._topology)
-        maker = Maker(self._host, str(quantizer.value or "unknown llama.cpp"), threads, self._teller.step)
+        maker = Maker(self._host, str(quantizer.value or "unknown llama.cpp"), threads, self._teller)
         self._made = [
             (model, runtime, precision, self._at_precision(maker, source, precision, form))
             for model, source in self._sources.items()

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from edgebench.engine.measure import Parent
-from edgebench.engine.messages import ExportJob, Finished, Phase
+from edgebench.engine.messages import Advance, ExportJob, Finished, Phase
 from edgebench.errors import CacheError
 from edgebench.host import Host
+
+
+_EVERY_S = 0.1
+
+
+class _Teller:
+    """Passes progress on, at most ten times a second and at the end."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent, self._next_s = parent, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now >= self._next_s or done == total:
+            self._next_s = now + _EVERY_S
+            self._parent.say(Advance(done=done, total=total))
 
 
 def do(job: ExportJob, parent: Parent, host: Host) -> Finished:
@@ -29,6 +46,7 @@ def do(job: ExportJob, parent: Parent, host: Host) -> Finished:
             job.precision,
             context=job.context,
             accuracy_level=job.accuracy_level,
+            progress=_Teller(parent),
         )
     except OSError as error:
         raise CacheError(

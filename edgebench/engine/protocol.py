@@ -88,7 +88,7 @@ class Attempt:
             self.memory.append(message.phase)
         elif isinstance(message, Failed):
             self.failed = message
-        else:
+        elif isinstance(message, Finished):
             self.finished = message
 
     def _allowed_s(self) -> float:

@@ -16,13 +16,14 @@ from typing import BinaryIO
 
 import msgspec
 
-from edgebench.engine import export, measure
+from edgebench.engine import export, generate, measure
 from edgebench.engine.messages import (
     About,
     AboutJob,
     ExportJob,
     Failed,
     Finished,
+    GenerateJob,
     Job,
     Phase,
     QuantizeJob,
@@ -101,6 +102,8 @@ def _do(job: Job, channel: Channel, host: Host) -> Finished:
     channel.say(_about(runtime))
     if job.trial.settings.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.trial.settings.cpus)
+    if isinstance(job, GenerateJob):
+        return generate.generate(job, runtime, channel)
     if isinstance(job, ThreadSearchJob):
         return measure.search_threads(job, runtime, channel, host)
     return measure.measure(job, runtime, channel, host)
