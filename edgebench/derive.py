@@ -19,6 +19,7 @@ from edgebench.engine.about import about
 from edgebench.engine.child import run_job
 from edgebench.engine.messages import Advance, ExportJob, QuantizeJob, Reply
 from edgebench.engine.protocol import Limits
+from edgebench.errors import ArtifactError
 from edgebench.export.precisions import ONNX_ONLY, SHIPPED
 from edgebench.host import Host
 from edgebench.records import Failure
@@ -64,11 +65,23 @@ def measured_bits(artifact: Artifact) -> float:
     Raises:
         ArtifactError: when it is damaged.
     """
-    path = Path(artifact.path)
     if artifact.format == "onnx":
-        manifest = msgspec.json.decode((path / "edgebench.json").read_bytes(), type=OnnxManifest)
+        manifest = read_manifest(artifact)
         return 8 * manifest.weight_bytes / manifest.parameters
-    return read_header(path).bits_per_weight
+    return read_header(artifact.path).bits_per_weight
+
+
+def read_manifest(artifact: Artifact) -> OnnxManifest:
+    """What an ONNX export says about itself.
+
+    Raises:
+        ArtifactError: when it is missing or damaged.
+    """
+    path = Path(artifact.path) / "edgebench.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=OnnxManifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.", "export the model again.") from error
 
 
 class Maker:
@@ -86,6 +99,8 @@ class Maker:
 
     def gguf(self, source: Artifact, precision: str) -> Artifact | Failure:
         """The GGUF of this precision."""
+        if source.format == "onnx":
+            return _one_way(source)
         if precision in (SHIPPED, source.precision):
             return source
         existing = artifacts.find_derived(source, precision, self._quantizer)
@@ -102,6 +117,8 @@ class Maker:
 
     def onnx(self, source: Artifact, precision: str, context: int) -> Artifact | Failure:
         """The ONNX folder of this precision, good for ``context`` tokens."""
+        if source.format == "onnx":
+            return source if precision in (SHIPPED, source.precision) else _one_way(source)
         parent = source if precision in ONNX_ONLY else self.gguf(source, precision)
         if isinstance(parent, Failure):
             return parent
@@ -133,6 +150,15 @@ class Maker:
             return ended.failure or _silent("exporter")
         notes = (*parent.quantizer_notes, *ended.attempt.finished.notes)
         return artifacts.adopt_derived(parent, name, maker, Path(target), notes, "onnx")
+
+
+def _one_way(source: Artifact) -> Failure:
+    return Failure(
+        kind="bad-artifact",
+        says=f"{source.path} is an ONNX export, and nothing else can be made of it",
+        next_step="give the checkpoint it was made from: a GGUF or a Hugging Face folder.",
+        phase="prepare",
+    )
 
 
 def _silent(who: str) -> Failure:

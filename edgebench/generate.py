@@ -41,7 +41,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def generate(  # noqa: PLR0913 - the prompt's own options are named
+def generate(
     request: Request,
     prompt: str,
     teller: Teller,

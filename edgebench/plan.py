@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol as TypingProtocol
 
 from edgebench import artifacts, derive
-from edgebench.checkpoint.gguf import GGUFHeader, identify
+from edgebench.checkpoint.gguf import identify
+from edgebench.checkpoint.hf_config import HFConfig
 from edgebench.derive import Maker
 from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UnknownNameError, UsageError
 from edgebench.export.precisions import SHIPPED, check_precision, formats_of
@@ -133,9 +135,7 @@ def _format(precision: str, runtime: Runtime) -> str | None:
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
-def settings_for(
-    request: Request, topology: Topology, runtime: Runtime, threads: int, threads_batch: int
-) -> Settings:
+def settings_for(request: Request, topology: Topology, runtime: Runtime, threads: int, threads_batch: int) -> Settings:
     """Settings of a runtime with these threads; on a machine with core classes they are kept on the fast ones.
 
     llama.cpp splits work evenly and waits for the slowest thread, so one slow core halves the speed
@@ -189,19 +189,18 @@ class Preparer:
                 artifact = artifacts.obtain(
                     model, accept_license=self._request.accept_license, progress=self._teller.progress
                 )
-                artifact, header = identify(artifact)
+                context, artifact = _context_of(artifact)
             except (UsageError, CacheError, MissingDependency):
                 raise  # no other model would fare better
             except EdgebenchError as error:
                 found[model] = error
                 continue
-            self._check_context(header, artifact)
+            self._check_context(context, artifact)
             found[model] = artifact
         return found
 
-    def _check_context(self, header: GGUFHeader, artifact: Artifact) -> None:
+    def _check_context(self, trained: int | None, artifact: Artifact) -> None:
         needed = max(workload.n + workload.depth for workload in self._workloads)
-        trained = header.context_length
         if trained is not None and needed > trained and not self._request.force_context:
             raise UsageError(
                 f"The workloads need {needed} tokens of context; {artifact.model} was trained for {trained}.",
@@ -222,6 +221,7 @@ class Preparer:
             for precision in ((SHIPPED,) if isinstance(source, EdgebenchError) else self._precisions)
             for runtime in self._runtimes
             if (form := _format(precision, runtime)) is not None
+            if not _is_onnx(source) or form == "onnx"
         ]
 
     def trials(self, settings: dict[str, Settings]) -> Prepared:
@@ -257,6 +257,20 @@ class Preparer:
         if form == "onnx":
             return maker.onnx(source, precision, max(workload.context for workload in self._workloads))
         return maker.gguf(source, precision)
+
+
+def _is_onnx(source: Artifact | EdgebenchError) -> bool:
+    return isinstance(source, Artifact) and source.format == "onnx"
+
+
+def _context_of(artifact: Artifact) -> tuple[int | None, Artifact]:
+    """Tokens that a model was trained for, and the artifact with the precision that its own header tells."""
+    if artifact.format == "gguf":
+        artifact, header = identify(artifact)
+        return header.context_length, artifact
+    if artifact.format == "onnx":
+        return derive.read_manifest(artifact).context, artifact
+    return HFConfig(Path(artifact.path)).read(artifact.model).context, artifact
 
 
 def _fake_artifact(model: str, precision: str) -> Artifact:

@@ -44,7 +44,7 @@ def find_derived(parent: Artifact, precision: str, maker: str, form: str = "gguf
     return find(derived_path(parent.sha256, precision, maker, form), verify=False)
 
 
-def adopt_derived(  # noqa: PLR0913 - two are rarely given
+def adopt_derived(
     parent: Artifact, precision: str, maker: str, temporary: Path, notes: tuple[str, ...] = (), form: str = "gguf"
 ) -> Artifact:
     """Take over a finished file or folder: hash it, and give it its place atomically.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     "--precision",
     metavar="NAME",
     required=True,
-    help="Both: shipped, q8_0, q4_0, q4_k_m... the same weights in both formats. ONNX only: fp32, int8, int4, int4-mixed.",
+    help="The same weights in both formats: shipped, q8_0, q4_0, q4_k_m... ONNX only: fp32, int8, int4, int4-mixed.",
 )
 @click.option("-o", "--output", metavar="PATH", help="Where to; without it, the cache's own copy is named.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="ONNX: tokens that the graph can hold.")
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def command(**options: Any) -> int:
-    """Export MODEL (a card id, a GGUF, a Hugging Face folder, hf:owner/repo/file.gguf) to another format or precision."""
+    """Export MODEL to another format or precision, without torch.
+
+    MODEL is a card id, a GGUF file, a Hugging Face folder, or hf:owner/repo/file.gguf.
+    """
     from rich.console import Console
 
     from edgebench.artifacts.delivery import deliver
@@ -72,4 +76,4 @@ def _print(made: Artifact, place: Path, options: dict[str, Any]) -> None:
     click.echo(f"{place}: {format_bytes_mib(made.bytes)} MiB, {bits:.2f} bits per weight")
     for note in made.quantizer_notes:
         click.echo(f"note: {note}")
-    click.echo(f"next: edgebench generate {place} --precision shipped \"Once upon a time\"")
+    click.echo(f"next: edgebench generate {shlex.quote(str(place))} 'Once upon a time'")

@@ -10,7 +10,6 @@ from edgebench.engine.messages import Advance, ExportJob, Finished, Phase
 from edgebench.errors import CacheError
 from edgebench.host import Host
 
-
 _EVERY_S = 0.1
 
 

@@ -53,7 +53,10 @@ def generate(job: GenerateJob, runtime: Runtime, parent: Parent) -> Finished:
     model.close()
     vocabulary.close()
     return Finished(
-        generated=tuple(chosen), prompt_tokens=len(tokens), ttft_s=(first - started) / 1e9, decode_s=(ended - first) / 1e9
+        generated=tuple(chosen),
+        prompt_tokens=len(tokens),
+        ttft_s=(first - started) / 1e9,
+        decode_s=(ended - first) / 1e9,
     )
 
 
