@@ -161,6 +161,9 @@ def parse_workload(text: str) -> Workload:
     return Workload(kind="pp" if match["kind"] == "pp" else "tg", n=int(match["n"]), depth=int(match["depth"] or 0))
 
 
+KVType = Literal["f16", "f32", "q8_0"]
+
+
 class Settings(Spec, frozen=True, kw_only=True):
     """What a runtime is told. Nothing is left to a library's default that changes the result."""
 
@@ -171,7 +174,7 @@ class Settings(Spec, frozen=True, kw_only=True):
     """Threads for prefill."""
     batch: int = 2048
     ubatch: int = 512
-    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    kv_type: KVType = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     mmap: bool = True
     cpus: tuple[int, ...] = ()
