@@ -191,7 +191,9 @@ class Artifact(Spec, frozen=True, kw_only=True):
     bytes: int
     sha256: str
     derived_from: str = ""
-    """sha256 of the file it was quantized from; empty for a file used as published."""
+    """sha256 of the file it was quantized or exported from; empty for a file used as published."""
+    same_weights_as: str = ""
+    """sha256 of the file of another format whose weights it holds bit for bit; empty where there is none."""
     origin: str = ""
     """Where the bytes came from: a package and version, a hub revision, or a local path."""
     quantizer_notes: tuple[str, ...] = ()
@@ -215,6 +217,8 @@ class OnnxManifest(Spec, frozen=True, kw_only=True):
     parameters: int
     weight_bytes: int
     accuracy_level: int
+    same_weights: bool
+    """Whether every weight has exactly the value that the checkpoint stores."""
     first_token: int | None = None
     """Begin-of-sequence token, if the model wants one."""
     notes: tuple[str, ...] = ()
