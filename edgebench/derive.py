@@ -20,6 +20,7 @@ from edgebench.engine.child import run_job
 from edgebench.engine.messages import Advance, ExportJob, QuantizeJob, Reply
 from edgebench.engine.protocol import Limits
 from edgebench.errors import ArtifactError
+from edgebench.export.onnx_limits import LONGEST_TABLE
 from edgebench.export.precisions import ONNX_ONLY, SHIPPED
 from edgebench.host import Host
 from edgebench.records import Failure
@@ -28,8 +29,11 @@ from edgebench.specs import Artifact, OnnxManifest
 _LIMITS = Limits(load_s=3600.0)
 EXPORTER = "edgebench-onnx-1"
 """Maker of ONNX folders, part of their place: counted up when the same input gives other bytes."""
-TABLE_TOKENS = 8192
-"""Context that an ONNX export covers without being asked; longer workloads get an export of their own."""
+
+
+def needed_context(tokens: int, trained: int | None) -> int | None:
+    """What to ask of an ONNX export for this many tokens: nothing where it holds them without being asked."""
+    return tokens if tokens > min(trained or LONGEST_TABLE, LONGEST_TABLE) else None
 
 
 class Teller(Protocol):
@@ -77,7 +81,11 @@ def read_manifest(artifact: Artifact) -> OnnxManifest:
     Raises:
         ArtifactError: when it is missing or damaged.
     """
-    path = Path(artifact.path) / "edgebench.json"
+    return _manifest_in(Path(artifact.path))
+
+
+def _manifest_in(folder: Path) -> OnnxManifest:
+    path = folder / "edgebench.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=OnnxManifest)
     except (OSError, msgspec.DecodeError) as error:
@@ -115,15 +123,14 @@ class Maker:
             return ended.failure or _silent("quantizer")
         return artifacts.adopt_derived(source, precision, self._quantizer, target, ended.attempt.finished.notes)
 
-    def onnx(self, source: Artifact, precision: str, context: int) -> Artifact | Failure:
-        """The ONNX folder of this precision, good for ``context`` tokens."""
+    def onnx(self, source: Artifact, precision: str, context: int | None = None) -> Artifact | Failure:
+        """The ONNX folder of this precision; ``context``: tokens that it must hold, beyond what it does by itself."""
         if source.format == "onnx":
             return source if precision in (SHIPPED, source.precision) else _one_way(source)
         parent = source if precision in ONNX_ONLY else self.gguf(source, precision)
         if isinstance(parent, Failure):
             return parent
-        covered = None if context <= TABLE_TOKENS else context
-        maker = EXPORTER if covered is None else f"{EXPORTER}-ctx{covered}"
+        maker = EXPORTER if context is None else f"{EXPORTER}-ctx{context}"
         name = precision if precision != SHIPPED else parent.precision
         existing = artifacts.find_derived(parent, name, maker, "onnx")
         if existing is not None:
@@ -137,7 +144,7 @@ class Maker:
             target=str(target),
             to="onnx",
             precision=precision if precision in ONNX_ONLY else "as-stored",
-            context=covered,
+            context=context,
         )
 
         def hear(message: Reply) -> None:
@@ -149,7 +156,8 @@ class Maker:
             shutil.rmtree(target, ignore_errors=True)
             return ended.failure or _silent("exporter")
         notes = (*parent.quantizer_notes, *ended.attempt.finished.notes)
-        return artifacts.adopt_derived(parent, name, maker, Path(target), notes, "onnx")
+        exact = _manifest_in(target).same_weights
+        return artifacts.adopt_derived(parent, name, maker, target, notes, form="onnx", same_weights=exact)
 
 
 def _one_way(source: Artifact) -> Failure:

@@ -171,6 +171,7 @@ class Preparer:
     def __init__(self, request: Request, host: Host, topology: Topology, teller: Teller) -> None:
         self._request, self._host, self._topology, self._teller = request, host, topology, teller
         self._runtimes, self._precisions, self._workloads = check(request)
+        self._trained: dict[str, int | None] = {}
         self._sources = self._obtain_all()
         self._made: list[tuple[str, Runtime, str, Artifact | Failure]] = []
 
@@ -196,6 +197,7 @@ class Preparer:
                 found[model] = error
                 continue
             self._check_context(context, artifact)
+            self._trained[artifact.sha256] = context
             found[model] = artifact
         return found
 
@@ -229,13 +231,20 @@ class Preparer:
         trials: dict[str, TrialSpec] = {}
         rejected: list[Rejected] = []
         for model, runtime, precision, made in self._made:
-            artifact = made if isinstance(made, Artifact) else _placeholder(model, precision, runtime)
+            artifact = made if isinstance(made, Artifact) else self._placeholder(model, precision, runtime)
             trial = self._trial(artifact, runtime, settings[runtime.name])
             if isinstance(made, Failure):
                 rejected.append(Rejected(trial, made))
             else:
                 trials.setdefault(trial.trial_id, trial)
         return Prepared(tuple(trials.values()), tuple(rejected))
+
+    def _placeholder(self, model: str, precision: str, runtime: Runtime) -> Artifact:
+        """Stands in the record of a trial whose artifact could not be made: it has no bytes and no hash."""
+        source = self._sources[model]
+        if isinstance(source, Artifact):
+            model, precision = source.model, source.precision if precision == SHIPPED else precision
+        return Artifact(model=model, precision=precision, format=runtime.formats[0], path="", bytes=0, sha256="")
 
     def _trial(self, artifact: Artifact, runtime: Runtime, settings: Settings) -> TrialSpec:
         return TrialSpec(
@@ -255,7 +264,8 @@ class Preparer:
         if form == "fake":
             return source if precision == SHIPPED else _fake_artifact(source.model, precision)
         if form == "onnx":
-            return maker.onnx(source, precision, max(workload.context for workload in self._workloads))
+            tokens = max(workload.context for workload in self._workloads)
+            return maker.onnx(source, precision, derive.needed_context(tokens, self._trained.get(source.sha256)))
         return maker.gguf(source, precision)
 
 
@@ -283,8 +293,3 @@ def _fake_artifact(model: str, precision: str) -> Artifact:
         sha256="0" * 64,
         origin="scripted",
     )
-
-
-def _placeholder(model: str, precision: str, runtime: Runtime) -> Artifact:
-    """Stands in the record of a trial whose artifact could not be made: it has no bytes and no hash."""
-    return Artifact(model=model, precision=precision, format=runtime.formats[0], path="", bytes=0, sha256="")

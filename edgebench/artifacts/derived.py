@@ -45,7 +45,14 @@ def find_derived(parent: Artifact, precision: str, maker: str, form: str = "gguf
 
 
 def adopt_derived(
-    parent: Artifact, precision: str, maker: str, temporary: Path, notes: tuple[str, ...] = (), form: str = "gguf"
+    parent: Artifact,
+    precision: str,
+    maker: str,
+    temporary: Path,
+    notes: tuple[str, ...] = (),
+    *,
+    form: str = "gguf",
+    same_weights: bool = False,
 ) -> Artifact:
     """Take over a finished file or folder: hash it, and give it its place atomically.
 
@@ -56,6 +63,7 @@ def adopt_derived(
         temporary: the finished file or folder, below `work_file`; it is moved away.
         notes: what the quantizer or exporter said that a reader must know.
         form: ``gguf``, a file, or ``onnx``, a folder.
+        same_weights: whether it holds the parent's weights bit for bit.
 
     Raises:
         ArtifactError: when the file is empty or missing.
@@ -73,6 +81,7 @@ def adopt_derived(
         bytes=size,
         sha256=sha256,
         derived_from=parent.sha256,
+        same_weights_as=parent.sha256 if same_weights else "",
         origin=f"{maker} from {parent.origin}" if parent.origin else maker,
         quantizer_notes=notes,
     )

@@ -136,7 +136,10 @@ class GGUFWeights:
         return head + self._map[16 : self.header.keys_end]
 
     def close(self) -> None:
-        self._map.close()
+        try:
+            self._map.close()
+        except BufferError:  # arrays still show into it (those of a traceback, say) and keep it alive
+            return
 
 
 class _Keys:

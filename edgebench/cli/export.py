@@ -53,7 +53,7 @@ def command(**options: Any) -> int:
         raise UsageError(f"{target} exists already.", "give another -o, or add --force to replace it.")
     source = obtain_source(options["model"], accept_license=options["accept_license"], progress=teller.progress)
     maker = Maker(host, quantizer_version(host), default_threads(read_topology(host))[0], teller)
-    made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, options["context"] or 0)
+    made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, options["context"])
     teller.clear()
     if isinstance(made, Failure):
         raise ArtifactError(f"{options['model']} could not be exported: {made.says}.", made.next_step)

@@ -24,19 +24,16 @@ from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
 from edgebench.export.onnx_data import DataFile
 from edgebench.export.onnx_graph import DecoderGraph, Stored, Weights
+from edgebench.export.onnx_limits import LONGEST_TABLE
 from edgebench.specs import OnnxManifest
 
 PRECISIONS = ("fp32", "int8", "int4", "int4-mixed", "as-stored")
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "weights.data"
 TOKENIZER, MANIFEST = "tokenizer.gguf", "edgebench.json"
-MAKER = "edgebench-onnx-1"
-"""Part of the identity of what is made: to be counted up when the same input gives other bytes."""
-LONGEST_TABLE = 8192
-"""Tokens of rotary tables by default; a longer context is asked for, because the tables take room."""
 _EMBEDDING, _HEAD = "token_embd", "output"
 
 
-def export(  # noqa: PLR0913 - what, where, and three choices
+def export(
     checkpoint: Checkpoint,
     folder: Path,
     precision: str,
@@ -89,6 +86,7 @@ def export(  # noqa: PLR0913 - what, where, and three choices
         parameters=writer.parameters,
         weight_bytes=writer.weight_bytes,
         accuracy_level=accuracy_level,
+        same_weights=writer.is_exact,
         first_token=checkpoint.first_token,
         notes=writer.notes(),
     )
@@ -170,11 +168,14 @@ class _Writer:
         biases = [self._checkpoint.has(f"{name}.bias") for name in tensors]
         if any(biases):
             rows = [
-                self._read(f"{name}.bias") if there else np.zeros(self._checkpoint.shape(f"{name}.weight")[0], np.float32)
+                self._read(f"{name}.bias") if there else np.zeros(self._rows(name), np.float32)
                 for name, there in zip(tensors, biases, strict=True)
             ]
             joined = np.concatenate(rows)
             weights.vectors[f"{key}.bias"] = (self._place(joined), joined.size)
+
+    def _rows(self, name: str) -> int:
+        return self._checkpoint.shape(f"{name}.weight")[0]
 
     def _store(self, group: list[Quantized | npt.NDArray[np.float32]]) -> Stored:
         first = group[0]
@@ -200,7 +201,7 @@ class _Writer:
             self._rounded[stored.type] = self._rounded.get(stored.type, 0) + 1
         values = self._read(name)
         bits = 8 if stored is not None else self._bits_of(name, layer)
-        if bits == 32:  # noqa: PLR2004 - plain floats
+        if bits == 32:
             return values
         if values.shape[1] % BLOCK:
             raise ArtifactError(
@@ -225,8 +226,13 @@ class _Writer:
         Source: ``use_more_bits`` in llama.cpp's ``llama-quant.cpp``: residual outliers are largest there.
         """
         layers = self._checkpoint.config.layers
-        outer = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2  # noqa: PLR2004
+        outer = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
         return name.endswith("ffn_down.weight") and outer
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing was rounded."""
+        return not self._rounded and self._precision in ("fp32", "as-stored")
 
     def notes(self) -> tuple[str, ...]:
         """What a reader must know."""

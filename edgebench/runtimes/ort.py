@@ -23,7 +23,7 @@ import numpy.typing as npt
 from edgebench.errors import ArtifactError
 from edgebench.host import Host
 from edgebench.records import EngineMemory, Fact, Loaded
-from edgebench.specs import OnnxManifest, Settings, TrialSpec
+from edgebench.specs import KVType, OnnxManifest, Settings, TrialSpec
 
 _ERRORS_ONLY = 3
 
@@ -227,7 +227,7 @@ class Ort:
     formats = ("onnx",)
     default = True
     package = "onnxruntime"
-    kv_types = ("f32",)
+    kv_types: tuple[KVType, ...] = ("f32",)
     one_pool = True
 
     def installed(self) -> bool:
