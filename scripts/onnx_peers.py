@@ -164,6 +164,8 @@ class Contest(NamedTuple):
     genai: Path
     optimum: Path
     vocabulary: int
+    window: int
+    """Tokens that genai's sliding caches must hold at least; 0 without a sliding window."""
     prompt: list[int]
     check: list[int]
 
@@ -388,8 +390,8 @@ def genai_graph(python: Path, folder: Path, place: Path, extra: list[str]) -> Pa
 
     def build(partly: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            argv = [str(python), "-m", "onnxruntime_genai.models.builder", "-i", str(folder), "-o", str(partly)]
-            argv += ["-p", "int4", "-e", "cpu", "-c", scratch, *(["--extra_options", *extra] if extra else [])]
+            argv = [str(python), str(PROGRAMS / "build_genai.py"), "-i", str(folder), "-o", str(partly), "-p", "int4"]
+            argv += ["-e", "cpu", "-c", scratch, *(["--extra_options", *extra] if extra else [])]
             step(argv, "building genai's int4 graph")
 
     return make_once(place / name, build)
@@ -425,13 +427,13 @@ def prepare(model: str, options: argparse.Namespace, pythons: dict[str, Path]) -
     place = cache_dir() / "peers" / "models" / source.sha256[:16]
     folder = make_folder(source, place)
     checkpoint = GGUFWeights(Path(source.path))
-    vocabulary, first = checkpoint.config.vocabulary, checkpoint.first_token
+    shape, first = checkpoint.config, checkpoint.first_token
     checkpoint.close()
     words = Vocabulary(Path(source.path))
     check = words.tokenize(CHECK_TEXT)
     words.close()
     chooser = random.Random(0)  # noqa: S311 - token ids, not secrets
-    prompt = [chooser.randrange(vocabulary) for _ in range(PROMPT_TOKENS)]
+    prompt = [chooser.randrange(shape.vocabulary) for _ in range(PROMPT_TOKENS)]
     return Contest(
         model=source.model,
         trials={
@@ -441,7 +443,8 @@ def prepare(model: str, options: argparse.Namespace, pythons: dict[str, Path]) -
         },
         genai=genai_graph(pythons["genai"], folder, place, options.genai_options),
         optimum=optimum_graph(pythons["optimum"], folder, place),
-        vocabulary=vocabulary,
+        vocabulary=shape.vocabulary,
+        window=shape.window or 0,
         prompt=prompt if first is None else [first, *prompt[1:]],
         check=check,
     )
@@ -492,7 +495,9 @@ def participants(
     }
     at = {name: {"logits_to": str(logits / f"{name}.f32")} for name in (GENAI, OPTIMUM, GREEDY)}
     mine = {"trial": msgspec.to_builtins(contest.trials[OURS])}
-    genai, optimum = {"folder": str(contest.genai)}, {"folder": str(contest.optimum)}
+    optimum = {"folder": str(contest.optimum)}
+    room = {"steps_context": max(WORKLOADS[1].context, contest.window)}
+    genai = {"folder": str(contest.genai), "prompt_context": max(WORKLOADS[0].context, contest.window), **room}
     return {
         OURS: partial(time_engine, contest.trials[OURS]),
         GENAI: partial(time_peer, pythons["genai"], "run_genai.py", job | at[GENAI] | genai),
