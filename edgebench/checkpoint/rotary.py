@@ -17,12 +17,12 @@ from edgebench.checkpoint.base import Rope
 def frequencies(rope: Rope) -> npt.NDArray[np.float32]:
     """Radians per position of each pair, shape [dimensions / 2]."""
     exponents = np.arange(0, rope.dimensions, 2, dtype=np.float32) / np.float32(rope.dimensions)
-    growth: npt.NDArray[np.float32] = np.power(np.float32(rope.base), exponents)
-    inverse: npt.NDArray[np.float32] = np.reciprocal(growth)
+    inverse: npt.NDArray[np.float32] = np.power(np.float32(rope.base), exponents)
+    np.reciprocal(inverse, out=inverse)
     if rope.factors:
-        inverse = inverse / np.asarray(rope.factors, np.float32)
-    scaled: npt.NDArray[np.float32] = inverse / np.float32(rope.scale)
-    return scaled
+        inverse /= np.array(rope.factors, np.float32)
+    inverse /= np.float32(rope.scale)
+    return inverse
 
 
 def tables(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
