@@ -22,7 +22,7 @@ from edgebench.checkpoint.base import Checkpoint
 from edgebench.checkpoint.rotary import tables
 from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
-from edgebench.export.onnx_data import DataFile
+from edgebench.export.onnx_data import DataFile, Place
 from edgebench.export.onnx_graph import DecoderGraph, Stored, Weights
 from edgebench.export.onnx_limits import LONGEST_TABLE
 from edgebench.specs import OnnxManifest
@@ -143,7 +143,7 @@ class _Writer:
         self._done += 1
         self._progress(self._done, self._total)
 
-    def _place(self, values: npt.NDArray[np.float32]):  # noqa: ANN202
+    def _place(self, values: npt.NDArray[np.float32]) -> Place:
         self.weight_bytes += values.nbytes
         return self.data.write(values.astype(np.float32, copy=False))
 
