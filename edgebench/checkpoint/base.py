@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,15 @@ import numpy.typing as npt
 from edgebench.checkpoint.architectures import Architecture
 from edgebench.specs import Spec
 
+MOST_LAYERS = 1024
+"""A file that claims more is damaged; the deepest decoders in use have 126."""
+
 
 class Rope(Spec, frozen=True, kw_only=True):
     """Rotary position embedding: ``angle(position, i) = position * frequency_i``.
 
-    ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear), and
-    ``attention_factor`` multiplies both cosine and sine.
+    ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear),
+    and ``attention_factor`` multiplies both cosine and sine.
     """
 
     base: float
@@ -67,10 +70,11 @@ class ModelConfig(Spec, frozen=True, kw_only=True):
         return bool(self.local_layers) and self.local_layers[layer]
 
 
-class Blocks(Spec, frozen=True, kw_only=True):
+class Blocks(NamedTuple):
     """A tensor as a GGUF stores it: ``data`` is uint8 [rows, bytes per row]."""
 
     type: str
+    """ggml's name: ``q8_0``."""
     data: npt.NDArray[np.uint8]
 
 
@@ -98,7 +102,7 @@ class Checkpoint(Protocol):
         ...
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """A fresh or mapped float32 array.
+        """A fresh or mapped (then read-only) float32 array.
 
         Raises:
             ArtifactError: when it is not there, or of a type that cannot be read.

@@ -17,10 +17,12 @@ from edgebench.checkpoint.base import Rope
 def frequencies(rope: Rope) -> npt.NDArray[np.float32]:
     """Radians per position of each pair, shape [dimensions / 2]."""
     exponents = np.arange(0, rope.dimensions, 2, dtype=np.float32) / np.float32(rope.dimensions)
-    inverse = (1.0 / (np.float32(rope.base) ** exponents)).astype(np.float32)
+    inverse: npt.NDArray[np.float32] = np.power(np.float32(rope.base), exponents)
+    np.reciprocal(inverse, out=inverse)
     if rope.factors:
-        inverse = inverse / np.asarray(rope.factors, np.float32)
-    return (inverse / np.float32(rope.scale)).astype(np.float32)
+        inverse /= np.array(rope.factors, np.float32)
+    inverse /= np.float32(rope.scale)
+    return inverse
 
 
 def tables(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -30,7 +32,7 @@ def tables(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDA
     return np.cos(angles) * factor, np.sin(angles) * factor
 
 
-def llama3_factors(  # noqa: PLR0913 - the five numbers of the scheme, and the width
+def llama3_factors(
     base: float, dimensions: int, *, factor: float, low: float, high: float, original: int
 ) -> tuple[float, ...]:
     """Llama 3.1's scaling as one divisor for each pair.

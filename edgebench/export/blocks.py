@@ -34,7 +34,7 @@ class Quantized(NamedTuple):
     @property
     def rows(self) -> int:
         """Output features."""
-        return self.data.shape[0]
+        return int(self.data.shape[0])
 
 
 def quantize(weights: npt.NDArray[np.float32], bits: int) -> Quantized:
@@ -53,7 +53,7 @@ def quantize(weights: npt.NDArray[np.float32], bits: int) -> Quantized:
 
     def work(first: int) -> None:
         part = weights[first : first + step].reshape(-1, blocks, BLOCK)
-        rounded = _round8 if bits == 8 else _round4  # noqa: PLR2004 - the two widths
+        rounded = _round8 if bits == 8 else _round4
         data[first : first + step], scales[first : first + step] = rounded(part)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -83,12 +83,14 @@ def _round4(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDAr
 
 
 def _inverse(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    inverse: npt.NDArray[np.float32] = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    return inverse
 
 
 def pack4(q: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Two elements a byte, the first in the low half; the last axis halves."""
-    return q[..., ::2] | (q[..., 1::2] << 4)
+    packed: npt.NDArray[np.uint8] = q[..., ::2] | q[..., 1::2] << np.uint8(4)
+    return packed
 
 
 def unpack4(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -101,7 +103,7 @@ def take_over(stored: Blocks) -> Quantized | None:
     rows = stored.data.shape[0]
     if stored.type == "q8_0":
         cells = stored.data.reshape(rows, -1, 2 + BLOCK)
-        return Quantized(8, cells.shape[1] * BLOCK, cells[..., 2:] ^ 128, _scales(cells))
+        return Quantized(8, cells.shape[1] * BLOCK, cells[..., 2:] ^ np.uint8(128), _scales(cells))
     if stored.type == "q4_0":
         cells = stored.data.reshape(rows, -1, 2 + BLOCK // 2)
         nibbles = cells[..., 2:]
@@ -116,7 +118,8 @@ def _scales(cells: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def dequantize(matrix: Quantized) -> npt.NDArray[np.float32]:
     """The values that the engine computes with, [rows, columns]."""
-    q = matrix.data if matrix.bits == 8 else unpack4(matrix.data)  # noqa: PLR2004 - the two widths
+    q = matrix.data if matrix.bits == 8 else unpack4(matrix.data)
     middle = np.float32(1 << (matrix.bits - 1))
     values = (q.astype(np.float32) - middle) * matrix.scales[..., None]
-    return values.reshape(matrix.rows, -1)[:, : matrix.columns]
+    whole: npt.NDArray[np.float32] = values.reshape(matrix.rows, -1)
+    return whole[:, : matrix.columns]

@@ -4,7 +4,7 @@
     scoring.onnx     the graph for scores: logits of every token
     weights.data     what both refer to, each tensor once
     tokenizer.gguf   or tokenizer.json: the vocabulary
-    
+
 Tensors are read, rounded and written one at a time, so memory stays near that of the largest one.
 """
 
@@ -21,7 +21,7 @@ from edgebench.checkpoint.base import Checkpoint
 from edgebench.checkpoint.rotary import tables
 from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
-from edgebench.export.onnx_data import DataFile
+from edgebench.export.onnx_data import DataFile, Place
 from edgebench.export.onnx_graph import DecoderGraph, Stored, Weights
 
 PRECISIONS = ("fp32", "int8", "int4", "int4-mixed", "as-stored")
@@ -40,7 +40,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of all weights in the data file, scales included, each once."""
 
 
-def export(  # noqa: PLR0913 - what, where, and four choices
+def export(
     checkpoint: Checkpoint,
     folder: Path,
     precision: str,
@@ -144,7 +144,7 @@ class _Writer:
         self._done += 1
         self._progress(self._done, self._total)
 
-    def _place(self, values: npt.NDArray[np.float32]):  # noqa: ANN202
+    def _place(self, values: npt.NDArray[np.float32]) -> Place:
         self.weight_bytes += values.nbytes
         return self.data.write(values.astype(np.float32, copy=False))
 
@@ -169,7 +169,9 @@ class _Writer:
         biases = [self._checkpoint.has(f"{name}.bias") for name in tensors]
         if any(biases):
             rows = [
-                self._read(f"{name}.bias") if there else np.zeros(self._checkpoint.shape(f"{name}.weight")[0], np.float32)
+                self._read(f"{name}.bias")
+                if there
+                else np.zeros(self._checkpoint.shape(f"{name}.weight")[0], np.float32)
                 for name, there in zip(tensors, biases, strict=True)
             ]
             joined = np.concatenate(rows)
@@ -199,7 +201,7 @@ class _Writer:
             self._rounded[stored.type] = self._rounded.get(stored.type, 0) + 1
         values = self._read(name)
         bits = 8 if stored is not None else self._bits_of(name, layer)
-        if bits == 32:  # noqa: PLR2004 - plain floats
+        if bits == 32:
             return values
         if values.shape[1] % BLOCK:
             raise ArtifactError(
@@ -224,7 +226,7 @@ class _Writer:
         Source: ``use_more_bits`` in llama.cpp's ``llama-quant.cpp``: residual outliers are largest there.
         """
         layers = self._checkpoint.config.layers
-        outer = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2  # noqa: PLR2004
+        outer = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
         return name.endswith("ffn_down.weight") and outer
 
     def notes(self) -> tuple[str, ...]:

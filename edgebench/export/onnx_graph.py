@@ -64,7 +64,7 @@ class DecoderGraph:
         last_only: logits of the last token only.
     """
 
-    def __init__(  # noqa: PLR0913 - two descriptions, one store, three choices
+    def __init__(
         self,
         architecture: Architecture,
         config: ModelConfig,
@@ -81,9 +81,11 @@ class DecoderGraph:
 
     # --- the pieces of a graph
 
-    def _node(self, kind: str, inputs: Sequence[str], name: str, outputs: int | Sequence[str] = 1, **attributes: Any) -> str:
+    def _node(
+        self, kind: str, inputs: Sequence[str], name: str, outputs: int | Sequence[str] = 1, **attributes: Any
+    ) -> str:
         """Add a node; the name of its first output."""
-        names = [name if n == 0 else f"{name}:{n}" for n in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        names = [name, *(f"{name}:{n}" for n in range(1, outputs))] if isinstance(outputs, int) else list(outputs)
         domain = attributes.pop("domain", "")
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes))
         return names[0]
@@ -114,13 +116,14 @@ class DecoderGraph:
     def _linear(self, x: str, tensors: Sequence[str], name: str) -> str:
         """``x`` times the rows of these tensors, one after the other, plus their biases."""
         matrices = self._weights.matrices["+".join(tensors)]
-        parts = [self._product(x, stored, f"{name}.{n}" if len(matrices) > 1 else name) for n, stored in enumerate(matrices)]
+        names = [name] if len(matrices) == 1 else [f"{name}.{n}" for n in range(len(matrices))]
+        parts = [self._product(x, stored, part) for stored, part in zip(matrices, names, strict=True)]
         y = parts[0] if len(parts) == 1 else self._node("Concat", parts, f"{name}.rows", axis=-1)
         bias = "+".join(tensors) + ".bias"
         return self._node("Add", [y, self._vector(bias)], f"{name}.biased") if bias in self._weights.vectors else y
 
     def _product(self, x: str, stored: Stored, name: str) -> str:
-        if stored.bits == 32:  # noqa: PLR2004 - plain floats
+        if stored.bits == 32:
             weight = self._external(f"{name}.weight", TensorProto.FLOAT, [stored.rows, stored.columns], stored.data)
             return self._node("FusedMatMul", [x, weight], name, domain=_CONTRIB, transB=1)
         blocks = -(-stored.columns // BLOCK)
@@ -153,9 +156,10 @@ class DecoderGraph:
 
     def _embed(self) -> str:
         stored = self._weights.matrices["token_embd"][0]
-        if stored.bits == 32:  # noqa: PLR2004 - plain floats
+        if stored.bits == 32:
             dims = [stored.rows, stored.columns]
-            x = self._node("Gather", [self._external("embedding", TensorProto.FLOAT, dims, stored.data), "input_ids"], "embed")
+            table = self._external("embedding", TensorProto.FLOAT, dims, stored.data)
+            x = self._node("Gather", [table, "input_ids"], "embed")
         else:
             x = self._embed_blocks(stored)
         if self._arch.scaled_embedding:
@@ -172,7 +176,8 @@ class DecoderGraph:
         data = self._external(
             "embedding", TensorProto.UINT8, [stored.rows, stored.columns * stored.bits // 8], stored.data
         )
-        scales = self._external("embedding.scales", TensorProto.FLOAT, [stored.rows, stored.columns // BLOCK], stored.scales)
+        blocks = stored.columns // BLOCK
+        scales = self._external("embedding.scales", TensorProto.FLOAT, [stored.rows, blocks], stored.scales)
         how = {"bits": stored.bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
         return self._node("GatherBlockQuantized", [data, "input_ids", scales], "embed", domain=_CONTRIB, **how)
 
@@ -180,7 +185,8 @@ class DecoderGraph:
         arch, config, name = self._arch, self._config, f"layer{layer}.attention"
         tensors = [f"blk.{layer}.{part}" for part in arch.qkv]
         projected = self._linear(x, tensors, f"layer{layer}.qkv")
-        inputs = [*self._normed_heads(projected, layer), f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        inputs = self._normed_heads(projected, layer)
+        inputs += [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
         inputs += ["seqlens_k", "total_sequence_length"]
         attributes: dict[str, Any] = {"num_heads": config.heads, "kv_num_heads": config.kv_heads}
         if config.rope is not None:
@@ -253,7 +259,8 @@ class DecoderGraph:
                 x = self._norm(x, f"blk.{layer}.post_ffw_norm", f"layer{layer}.ffn_post")
             is_last = layer == config.layers - 1
             following = "output_norm" if is_last else f"blk.{layer + 1}.attn_norm"
-            x, residual = self._add_and_norm(x, residual, following, "final_norm" if is_last else f"layer{layer + 1}.attn_norm")
+            name = "final_norm" if is_last else f"layer{layer + 1}.attn_norm"
+            x, residual = self._add_and_norm(x, residual, following, name)
         self._head(x)
         return self._model(metadata)
 
@@ -268,7 +275,7 @@ class DecoderGraph:
 
     def _model(self, metadata: dict[str, str]) -> onnx.ModelProto:
         config, tensor = self._config, helper.make_tensor_value_info
-        cache = [1, config.kv_heads, "capacity", config.head_dim]
+        cache: list[str | int | None] = [1, config.kv_heads, "capacity", config.head_dim]
         inputs = [tensor("input_ids", TensorProto.INT64, [1, "S"]), tensor("seqlens_k", TensorProto.INT32, [1])]
         inputs.append(tensor("total_sequence_length", TensorProto.INT32, []))
         if "position_embd" in self._weights.tables:
