@@ -224,16 +224,25 @@ class _Keys:
                 f"{self._path} stretches its context by {kind!r}, which the direct exporter does not know.",
                 "use the GGUF with llama.cpp, or the optimum road.",
             )
-        factors: tuple[float, ...] = ()
+        rope = Rope(base=base, dimensions=dimensions, scale=scale)
         if weights.has("rope_freqs.weight"):
-            factors = tuple(float(x) for x in weights.tensor("rope_freqs.weight").ravel())
-        attention_factor = 1.0
-        if weights.has("rope_factors_long.weight"):
-            original = self.whole("rope.scaling.original_context_length", self.whole("context_length"))
-            stretched = self.whole("context_length") / original
-            which = "long" if stretched > 1 else "short"
-            factors = tuple(float(x) for x in weights.tensor(f"rope_factors_{which}.weight").ravel())
-            if original < 2:
-                raise self._unusable("rope.scaling.original_context_length", original)
-            attention_factor = self.number("rope.scaling.attn_factor", longrope_attention_factor(stretched, original))
-        return Rope(base=base, dimensions=dimensions, scale=scale, factors=factors, attention_factor=attention_factor)
+            return msgspec.structs.replace(rope, factors=_numbers(weights, "rope_freqs"))
+        if not weights.has("rope_factors_long.weight"):
+            return rope
+        context = self.whole("context_length")
+        original = self.whole("rope.scaling.original_context_length", context)
+        if original < 2:
+            raise self._unusable("rope.scaling.original_context_length", original)
+        return msgspec.structs.replace(
+            rope,
+            factors=_numbers(weights, "rope_factors_short"),
+            long_factors=_numbers(weights, "rope_factors_long"),
+            original=original,
+            attention_factor=self.number(
+                "rope.scaling.attn_factor", longrope_attention_factor(context / original, original)
+            ),
+        )
+
+
+def _numbers(weights: GGUFWeights, name: str) -> tuple[float, ...]:
+    return tuple(float(x) for x in weights.tensor(f"{name}.weight").ravel())

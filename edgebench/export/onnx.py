@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgebench.checkpoint.base import Checkpoint
+from edgebench.checkpoint.base import Checkpoint, Rope
 from edgebench.checkpoint.rotary import tables
 from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
@@ -126,9 +126,14 @@ class _Writer:
             self._write_linear(weights, [_HEAD], layer=None)
         for rope, suffix in ((config.rope, ""), (config.local_rope, "_local")):
             if rope is not None:
-                for name, table in zip(("cos", "sin"), tables(rope, longest), strict=True):
-                    weights.tables[name + suffix] = (self.data.write(table), table.shape)
+                self._write_tables(weights, rope, longest, suffix)
         return weights
+
+    def _write_tables(self, weights: Weights, rope: Rope, longest: int, suffix: str) -> None:
+        both = rope.original is not None and longest > rope.original  # else no context is long enough for the second
+        for ending, long in ((suffix, False), *([(f"{suffix}_long", True)] if both else [])):
+            for name, table in zip(("cos", "sin"), tables(rope, longest, long=long), strict=True):
+                weights.tables[name + ending] = (self.data.write(table), table.shape)
 
     # --- one tensor
 

@@ -49,7 +49,7 @@ class Weights(NamedTuple):
     vectors: dict[str, tuple[Place, int]]
     """Norm weights and biases: place and length."""
     tables: dict[str, tuple[Place, tuple[int, ...]]]
-    """``cos``, ``sin``, ``cos_local``, ``sin_local``, ``position_embd``."""
+    """``cos``, ``sin``, the same with ``_local`` and with ``_long``, ``position_embd``."""
 
 
 class DecoderGraph:
@@ -191,7 +191,7 @@ class DecoderGraph:
         attributes: dict[str, Any] = {"num_heads": config.heads, "kv_num_heads": config.kv_heads}
         if config.rope is not None:
             local = "_local" if config.is_local(layer) and config.local_rope is not None else ""
-            inputs += [self._table(f"cos{local}"), self._table(f"sin{local}")]
+            inputs += [self._rotation(f"cos{local}"), self._rotation(f"sin{local}")]
             attributes |= {"do_rotary": 1, "rotary_interleaved": 0}
         if config.is_local(layer) and config.window is not None:
             attributes["local_window_size"] = config.window
@@ -199,6 +199,24 @@ class DecoderGraph:
             attributes["scale"] = config.attention_scale
         outputs = [name, f"present.{layer}.key", f"present.{layer}.value"]
         return self._node("GroupQueryAttention", inputs, name, outputs, domain=_CONTRIB, **attributes)
+
+    def _rotation(self, name: str) -> str:
+        """The rotary table of this name; with LongRoPE the one for the capacity of the cache, chosen once a call.
+
+        The capacity decides, not the tokens so far, so that no key is rotated by other factors than the next (as
+        llama.cpp does).
+        """
+        rope, chosen = self._config.rope, f"{name}.chosen"
+        if rope is None or rope.original is None or f"{name}_long" not in self._weights.tables:
+            return self._table(name)
+        made = {output for node in self._nodes for output in node.output}
+        if "capacity.is_long" not in made:
+            capacity = self._node("Shape", ["past_key_values.0.key"], "capacity", start=2, end=3)
+            original = self._constant("capacity.original", np.array([rope.original], np.int64))
+            self._node("Greater", [capacity, original], "capacity.is_long")
+        if chosen not in made:
+            self._node("Where", ["capacity.is_long", self._table(f"{name}_long"), self._table(name)], chosen)
+        return chosen
 
     def _normed_heads(self, projected: str, layer: int) -> list[str]:
         """Query, key and value inputs of the attention: packed as they are, or split where heads are normalised."""
