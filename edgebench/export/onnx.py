@@ -28,6 +28,7 @@ PRECISIONS = ("fp32", "int8", "int4", "int4-mixed", "as-stored")
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "weights.data"
 LONGEST_TABLE = 8192
 """Tokens of rotary tables by default; a longer context is asked for, because the tables take room."""
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _EMBEDDING, _HEAD = "token_embd", "output"
 
 
@@ -118,7 +119,10 @@ class _Writer:
         for layer in range(config.layers):
             prefix = f"blk.{layer}."
             for norm in arch.norms:
-                self._write_norm(weights, prefix + norm)
+                if norm not in HEAD_NORMS:
+                    self._write_norm(weights, prefix + norm)
+            if arch.qk_norm:
+                self._write_head_norms(weights, prefix)
             for parts in (arch.qkv, ("attn_output",), arch.gate_up, ("ffn_down",)):
                 self._write_linear(weights, [prefix + part for part in parts], layer=layer)
         self._write_norm(weights, "output_norm")
@@ -159,6 +163,17 @@ class _Writer:
             if self._checkpoint.has(full):
                 values = self._read(full)
                 weights.vectors[full] = (self._place(values), values.size)
+
+    def _write_head_norms(self, weights: Weights, prefix: str) -> None:
+        """The norms of q and k as one table with a row for each head, so that one node normalises all of them."""
+        config = self._checkpoint.config
+        rows = []
+        for norm, heads in zip(HEAD_NORMS, (config.heads, config.kv_heads), strict=True):
+            values = self._read(f"{prefix}{norm}.weight")
+            self.weight_bytes += values.nbytes
+            rows.append(np.broadcast_to(values, (heads, values.size)))
+        table = np.concatenate(rows)
+        weights.tables[f"{prefix}head_norms"] = (self.data.write(table), table.shape)
 
     def _write_linear(self, weights: Weights, tensors: Sequence[str], layer: int | None) -> None:
         """Rows of several tensors one after the other, as few matrices as their widths allow."""

@@ -189,7 +189,7 @@ def make(case: Case, folder: Path) -> Any:
     if case.model_type == "gpt2":
         names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
         names |= {"max_position_embeddings": "n_positions"}
-        shape = {names.get(key, key): value for key, value in shape.items() if key not in ("num_key_value_heads",)}
+        shape = {names.get(key, key): value for key, value in shape.items() if key != "num_key_value_heads"}
         del shape["intermediate_size"]
     config = transformers.AutoConfig.for_model(case.model_type, **{**shape, **case.changes})
     config._attn_implementation = "eager"
