@@ -23,9 +23,9 @@ MOST_LAYERS = 1024
 class Rope(Spec, frozen=True, kw_only=True):
     """Rotary position embedding: ``angle(position, i) = position * frequency_i``.
 
-    ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear), and
-    ``attention_factor`` multiplies both cosine and sine. LongRoPE has a second set: ``long_factors`` take the place of
-    ``factors``, at every position, in a context made for more than ``original`` tokens.
+    ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear),
+    and ``attention_factor`` multiplies both cosine and sine. LongRoPE has a second set: ``long_factors`` take the place
+    of ``factors``, at every position, in a context made for more than ``original`` tokens.
     """
 
     base: float
