@@ -24,7 +24,8 @@ class Rope(Spec, frozen=True, kw_only=True):
     """Rotary position embedding: ``angle(position, i) = position * frequency_i``.
 
     ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear),
-    and ``attention_factor`` multiplies both cosine and sine.
+    and ``attention_factor`` multiplies both cosine and sine. LongRoPE has a second set: ``long_factors`` take the place
+    of ``factors``, at every position, in a context made for more than ``original`` tokens.
     """
 
     base: float
@@ -33,6 +34,10 @@ class Rope(Spec, frozen=True, kw_only=True):
     scale: float = 1.0
     factors: tuple[float, ...] = ()
     """Empty, or one for each pair: ``dimensions / 2``."""
+    long_factors: tuple[float, ...] = ()
+    """LongRoPE's, as many; empty for all others."""
+    original: int | None = None
+    """Tokens of the context it was first trained for; given where there are ``long_factors``."""
     attention_factor: float = 1.0
 
 

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgebench.checkpoint.base import Checkpoint
+from edgebench.checkpoint.base import Checkpoint, Rope
 from edgebench.checkpoint.rotary import tables
 from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
@@ -30,6 +30,7 @@ from edgebench.specs import OnnxManifest
 PRECISIONS = ("fp32", "int8", "int4", "int4-mixed", "as-stored")
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "weights.data"
 TOKENIZER, MANIFEST = "tokenizer.gguf", "edgebench.json"
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _EMBEDDING, _HEAD = "token_embd", "output"
 
 
@@ -117,7 +118,10 @@ class _Writer:
         for layer in range(config.layers):
             prefix = f"blk.{layer}."
             for norm in arch.norms:
-                self._write_norm(weights, prefix + norm)
+                if norm not in HEAD_NORMS:
+                    self._write_norm(weights, prefix + norm)
+            if arch.qk_norm:
+                self._write_head_norms(weights, prefix)
             for parts in (arch.qkv, ("attn_output",), arch.gate_up, ("ffn_down",)):
                 self._write_linear(weights, [prefix + part for part in parts], layer=layer)
         self._write_norm(weights, "output_norm")
@@ -125,9 +129,14 @@ class _Writer:
             self._write_linear(weights, [_HEAD], layer=None)
         for rope, suffix in ((config.rope, ""), (config.local_rope, "_local")):
             if rope is not None:
-                for name, table in zip(("cos", "sin"), tables(rope, longest), strict=True):
-                    weights.tables[name + suffix] = (self.data.write(table), table.shape)
+                self._write_tables(weights, rope, longest, suffix)
         return weights
+
+    def _write_tables(self, weights: Weights, rope: Rope, longest: int, suffix: str) -> None:
+        both = rope.original is not None and longest > rope.original  # else no context is long enough for the second
+        for ending, long in ((suffix, False), *([(f"{suffix}_long", True)] if both else [])):
+            for name, table in zip(("cos", "sin"), tables(rope, longest, long=long), strict=True):
+                weights.tables[name + ending] = (self.data.write(table), table.shape)
 
     # --- one tensor
 
@@ -153,6 +162,17 @@ class _Writer:
             if self._checkpoint.has(full):
                 values = self._read(full)
                 weights.vectors[full] = (self._place(values), values.size)
+
+    def _write_head_norms(self, weights: Weights, prefix: str) -> None:
+        """The norms of q and k as one table with a row for each head, so that one node normalises all of them."""
+        config = self._checkpoint.config
+        rows = []
+        for norm, heads in zip(HEAD_NORMS, (config.heads, config.kv_heads), strict=True):
+            values = self._read(f"{prefix}{norm}.weight")
+            self.weight_bytes += values.nbytes
+            rows.append(np.broadcast_to(values, (heads, values.size)))
+        table = np.concatenate(rows)
+        weights.tables[f"{prefix}head_norms"] = (self.data.write(table), table.shape)
 
     def _write_linear(self, weights: Weights, tensors: Sequence[str], layer: int | None) -> None:
         """Rows of several tensors one after the other, as few matrices as their widths allow."""
