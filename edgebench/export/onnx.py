@@ -41,6 +41,8 @@ def export(
     *,
     context: int | None = None,
     accuracy_level: int = 4,
+    vocabulary: bytes = b"",
+    first_token: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> OnnxManifest:
     """Write the graphs and their data into an existing empty folder.
@@ -52,6 +54,8 @@ def export(
             tensors of other block types into int8.
         context: tokens that the rotary tables cover; by default what the model was trained for, at most 8192.
         accuracy_level: MatMulNBits': 4 computes with int8 activations, 0 with floats.
+        vocabulary: a GGUF without tensors, from which llama.cpp tokenizes; none is written when it is empty.
+        first_token: the begin-of-sequence token if the model wants one.
         progress: tensors done, and of how many.
 
     Raises:
@@ -73,7 +77,8 @@ def export(
             checkpoint.architecture, config, weights, DATA, accuracy_level=accuracy_level, last_only=last_only
         )
         (folder / name).write_bytes(graph.build().SerializeToString())
-    (folder / TOKENIZER).write_bytes(checkpoint.vocabulary_file())
+    if vocabulary:
+        (folder / TOKENIZER).write_bytes(vocabulary)
     manifest = OnnxManifest(
         model=config.name,
         precision=precision,
@@ -88,7 +93,7 @@ def export(
         weight_bytes=writer.weight_bytes,
         accuracy_level=accuracy_level,
         same_weights=writer.is_exact,
-        first_token=checkpoint.first_token,
+        first_token=first_token,
         notes=writer.notes(),
     )
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))

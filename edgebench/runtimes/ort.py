@@ -196,7 +196,10 @@ class OrtModel:
 
     def memory(self) -> EngineMemory | None:
         return EngineMemory(
-            weights={"file": self.manifest.weight_bytes, "prepacked": self._prepacked}, kv=self._kv_bytes, compute=0, output=0
+            weights={"file": self.manifest.weight_bytes, "prepacked": self._prepacked},
+            kv=self._kv_bytes,
+            compute=0,
+            output=0,
         )
 
     def close(self) -> None:
