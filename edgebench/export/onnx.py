@@ -79,22 +79,8 @@ def export(
         (folder / name).write_bytes(graph.build().SerializeToString())
     if vocabulary:
         (folder / TOKENIZER).write_bytes(vocabulary)
-    manifest = OnnxManifest(
-        model=config.name,
-        precision=precision,
-        architecture=config.architecture,
-        layers=config.layers,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        vocabulary=config.vocabulary,
-        context=config.context,
-        table_context=longest,
-        parameters=writer.parameters,
-        weight_bytes=writer.weight_bytes,
-        accuracy_level=accuracy_level,
-        same_weights=writer.is_exact,
-        first_token=first_token,
-        notes=writer.notes(),
+    manifest = writer.describe(
+        precision=precision, table_context=longest, accuracy_level=accuracy_level, first_token=first_token
     )
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     return manifest
@@ -253,6 +239,29 @@ class _Writer:
         layers = self._checkpoint.config.layers
         outer = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
         return name.endswith("ffn_down.weight") and outer
+
+    def describe(
+        self, *, precision: str, table_context: int, accuracy_level: int, first_token: int | None
+    ) -> OnnxManifest:
+        """What was written, in words and numbers."""
+        config = self._checkpoint.config
+        return OnnxManifest(
+            model=config.name,
+            precision=precision,
+            architecture=config.architecture,
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            vocabulary=config.vocabulary,
+            context=config.context,
+            table_context=table_context,
+            parameters=self.parameters,
+            weight_bytes=self.weight_bytes,
+            accuracy_level=accuracy_level,
+            same_weights=self.is_exact,
+            first_token=first_token,
+            notes=self.notes(),
+        )
 
     @property
     def is_exact(self) -> bool:
