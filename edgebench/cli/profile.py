@@ -48,7 +48,11 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
     help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache. Repeatable.",
 )
 @click.option("--budget", metavar="TIME", help="Time for measuring: 90s, 10m.")
-@click.option("--quick", is_flag=True, help="An answer within half a minute: q4_0 unless --precision says more, few rounds, wide intervals.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="An answer within half a minute: q4_0 unless --precision says more, few rounds, wide intervals.",
+)
 @click.option("--thorough", is_flag=True, help="Up to 15 minutes, for intervals of 1 %.")
 @click.option(
     "--output",
