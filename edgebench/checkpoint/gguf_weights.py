@@ -51,6 +51,7 @@ class GGUFWeights:
         except EdgebenchError:
             self.close()
             raise
+        self.first_token = self._first_token()
 
     def _check(self) -> None:
         """Every tensor that the architecture needs is there, in the right shape, and there is none that it ignores."""
@@ -62,6 +63,13 @@ class GGUFWeights:
         if misfit.wanted is None:
             raise self._damaged(f"has the tensor {shown(misfit.name)}, which {self.architecture.name} does not use")
         raise self._damaged(f"has the tensor {misfit.name} of shape {list(misfit.found)}, not {list(misfit.wanted)}")
+
+    def _first_token(self) -> int | None:
+        """As llama.cpp decides: the key if there is one, else only sentencepiece vocabularies want it."""
+        keys = self.header.metadata
+        wanted = keys.get("tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model") == "llama")
+        token = keys.get("tokenizer.ggml.bos_token_id")
+        return token if wanted and isinstance(token, int) else None
 
     def _damaged(self, what: str) -> ArtifactError:
         return ArtifactError(f"{self.path} {what}.", "get it again, or convert it from the original weights.")
