@@ -313,7 +313,7 @@ def large_costs(layers: int, folder: Path) -> list[Cost]:
     needed, free = 3 * sum(sizes), shutil.disk_usage(folder).free
     if needed > free:
         raise HostError(
-            f"The large checkpoint and its export need {needed / 1e9:.1f} GB in {folder}; {free / 1e9:.1f} GB are free.",
+            f"The large checkpoint and its export need {needed / 1e9:.1f} GB; {folder} has {free / 1e9:.1f} GB free.",
             "choose another --folder, or fewer --layers.",
         )
     say(f"writing a checkpoint of {sum(sizes) / 1e9:.2f}e9 parameters...")
