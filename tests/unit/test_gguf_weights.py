@@ -178,6 +178,16 @@ def test_values_of_a_storage_type_are_those_of_gguf_py(file, kind, monkeypatch):
     weights.close()
 
 
+@pytest.mark.parametrize("scale", [np.inf, np.nan])
+def test_weights_that_are_no_finite_numbers_come_without_a_warning(file, scale):
+    name, block = "blk.0.ffn_up.weight", np.zeros((INNER * WIDTH // 32, 34), np.uint8)
+    block[:, :2] = np.array([scale], "<f2").view(np.uint8)
+    file.types[name], file.content[name] = "q8_0", block.tobytes()
+    weights = GGUFWeights(file.write())
+    assert np.isnan(weights.tensor(name)).all()  # inf * 0 is no number either
+    weights.close()
+
+
 def test_a_tensor_outlives_the_file_that_it_came_from(file):
     weights = GGUFWeights(file.write())
     values = weights.tensor("token_embd.weight")
