@@ -51,7 +51,9 @@ class Architecture(Spec, frozen=True, kw_only=True):
     hf_prefixes: tuple[str, ...] = ("model.",)
     """What may stand before the names below; the first that fits the folder is taken."""
     hf_head: str = "lm_head"
-    hf_global: dict[str, str] = msgspec.field(default_factory=lambda: {"token_embd": "embed_tokens", "output_norm": "norm"})
+    hf_global: dict[str, str] = msgspec.field(
+        default_factory=lambda: {"token_embd": "embed_tokens", "output_norm": "norm"}
+    )
     hf_layer: dict[str, str]
     """Tensor of a layer without ``blk.N.`` and suffix -> its name below ``layers.N.``."""
     hf_layers: str = "layers"
@@ -151,7 +153,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     )
 }
 
-_ELSEWHERE = "export it by the reference road, which knows more architectures: edgebench export --to onnx --exporter optimum"
+_ELSEWHERE = (
+    "export it by the reference road, which knows more architectures: edgebench export --to onnx --exporter optimum"
+)
 
 
 def by_name(name: str, where: str) -> Architecture:
@@ -180,5 +184,6 @@ def by_model_type(model_type: str, where: str) -> Architecture:
 
 def _unknown(name: str, where: str) -> ArtifactError:
     return ArtifactError(
-        f"{where} is of the architecture {name!r}; the direct exporter knows {', '.join(ARCHITECTURES)}.", f"{_ELSEWHERE}."
+        f"{where} is of the architecture {name!r}; the direct exporter knows {', '.join(ARCHITECTURES)}.",
+        f"{_ELSEWHERE}.",
     )

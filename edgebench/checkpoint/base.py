@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,16 @@ import numpy.typing as npt
 from edgebench.checkpoint.architectures import Architecture
 from edgebench.specs import Spec
 
+MOST_LAYERS = 1024
+"""A file that claims more is damaged; the deepest decoders in use have 126."""
+
 
 class Rope(Spec, frozen=True, kw_only=True):
     """Rotary position embedding: ``angle(position, i) = position * frequency_i``.
 
-    ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear), and
-    ``attention_factor`` multiplies both cosine and sine.
+    ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear),
+    and ``attention_factor`` multiplies both cosine and sine. LongRoPE has a second set: ``long_factors`` take the place
+    of ``factors``, at every position, in a context made for more than ``original`` tokens.
     """
 
     base: float
@@ -30,6 +34,10 @@ class Rope(Spec, frozen=True, kw_only=True):
     scale: float = 1.0
     factors: tuple[float, ...] = ()
     """Empty, or one for each pair: ``dimensions / 2``."""
+    long_factors: tuple[float, ...] = ()
+    """LongRoPE's, as many; empty for all others."""
+    original: int | None = None
+    """Tokens of the context it was first trained for; given where there are ``long_factors``."""
     attention_factor: float = 1.0
 
 
@@ -67,10 +75,11 @@ class ModelConfig(Spec, frozen=True, kw_only=True):
         return bool(self.local_layers) and self.local_layers[layer]
 
 
-class Blocks(Spec, frozen=True, kw_only=True):
+class Blocks(NamedTuple):
     """A tensor as a GGUF stores it: ``data`` is uint8 [rows, bytes per row]."""
 
     type: str
+    """ggml's name: ``q8_0``."""
     data: npt.NDArray[np.uint8]
 
 
@@ -80,8 +89,6 @@ class Checkpoint(Protocol):
     path: Path
     architecture: Architecture
     config: ModelConfig
-    first_token: int | None
-    """The begin-of-sequence token if the model wants one."""
 
     def names(self) -> Iterator[str]:
         """All tensors under llama.cpp's names, suffix (``.weight``, ``.bias``) included, in file order."""
@@ -100,7 +107,7 @@ class Checkpoint(Protocol):
         ...
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """A fresh or mapped float32 array.
+        """A fresh or mapped (then read-only) float32 array.
 
         Raises:
             ArtifactError: when it is not there, or of a type that cannot be read.
@@ -109,10 +116,6 @@ class Checkpoint(Protocol):
 
     def blocks(self, name: str) -> Blocks | None:
         """Its stored blocks with rows in the convention above; None where it is not stored in blocks."""
-        ...
-
-    def vocabulary_file(self) -> bytes:
-        """The tokenizer as a GGUF without tensors, as llama.cpp reads it (``vocab_only``)."""
         ...
 
     def close(self) -> None:

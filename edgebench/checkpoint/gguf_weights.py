@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edgebench.checkpoint.architectures import Architecture, by_name
-from edgebench.checkpoint.base import Blocks, ModelConfig, Rope
-from edgebench.checkpoint.gguf import GGUFHeader, TensorInfo, read_header
+from edgebench.checkpoint.base import MOST_LAYERS, Blocks, ModelConfig, Rope
+from edgebench.checkpoint.cursor import shown
 from edgebench.checkpoint.ggml_types import GGML_TYPES
+from edgebench.checkpoint.gguf import MAGIC, GGUFHeader, TensorInfo, read_header
+from edgebench.checkpoint.mapped_file import MappedFile
 from edgebench.checkpoint.rotary import longrope_attention_factor
-from edgebench.checkpoint.shapes import global_shapes, layer_shapes, optional_shapes
-from edgebench.errors import ArtifactError
+from edgebench.checkpoint.shapes import find_contradiction, find_misfit
+from edgebench.errors import ArtifactError, EdgebenchError
 
-_PLAIN = {"f32": np.float32, "f16": np.float16}
+_PLAIN = ("f32", "f16", "bf16")
+_LARGEST = 1 << 31  # of any number among the keys: no dimension comes near, and what is made from it stays finite
+_CHUNK_ELEMENTS = 1 << 20  # dequantised at once: gguf-py makes several temporary arrays of this length
+_Item = TypeVar("_Item", bound=np.generic)
 _TYPE_IDS = {kind.name: number for number, kind in GGML_TYPES.items()}
 _ROTARY_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Not among the keys of the file: llama.cpp's gemma3 has these numbers in its code (src/models/gemma3.cpp).
@@ -37,30 +43,27 @@ class GGUFWeights:
         self.header: GGUFHeader = read_header(path)
         self.architecture: Architecture = by_name(self.header.architecture, str(path))
         self._infos = {tensor.name: tensor for tensor in self.header.tensors}
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.config: ModelConfig = _Keys(self.header, path).config(self)
-        self.first_token = self._first_token()
-        self._check()
+        self._file = MappedFile(path)
+        try:
+            if self._file.size != self.header.file_bytes:
+                raise self._damaged("was changed while it was opened")
+            self.config: ModelConfig = _Keys(self.header, path).config(self)
+            self.first_token = self._first_token()
+            self._check()
+        except EdgebenchError:
+            self.close()
+            raise
 
     def _check(self) -> None:
         """Every tensor that the architecture needs is there, in the right shape, and there is none that it ignores."""
-        wanted = dict(global_shapes(self.architecture, self.config))
-        allowed: dict[str, tuple[int, ...]] = {}
-        for layer in range(self.config.layers):
-            for name, shape in layer_shapes(self.architecture, self.config).items():
-                wanted[f"blk.{layer}.{name}"] = shape
-            for name, shape in optional_shapes(self.architecture, self.config).items():
-                allowed[f"blk.{layer}.{name}"] = shape
-        for name, shape in wanted.items():
-            if name not in self._infos:
-                raise self._damaged(f"lacks the tensor {name}")
-        for name in self._infos:
-            shape = wanted.get(name, allowed.get(name))
-            if shape is None and name not in _ROTARY_TENSORS:
-                raise self._damaged(f"has the tensor {name}, which {self.architecture.name} does not use")
-            if shape is not None and self.shape(name) != shape:
-                raise self._damaged(f"has the tensor {name} of shape {list(self.shape(name))}, not {list(shape)}")
+        misfit = find_misfit(self.architecture, self.config, {name: self.shape(name) for name in self.names()})
+        if misfit is None:
+            return
+        if misfit.found is None:
+            raise self._damaged(f"lacks the tensor {misfit.name}")
+        if misfit.wanted is None:
+            raise self._damaged(f"has the tensor {shown(misfit.name)}, which {self.architecture.name} does not use")
+        raise self._damaged(f"has the tensor {misfit.name} of shape {list(misfit.found)}, not {list(misfit.wanted)}")
 
     def _first_token(self) -> int | None:
         """As llama.cpp decides: the key if there is one, else only sentencepiece vocabularies want it."""
@@ -89,18 +92,24 @@ class GGUFWeights:
             raise self._damaged(f"lacks the tensor {name}")
         return self._infos[name]
 
-    def _bytes(self, info: TensorInfo) -> npt.NDArray[np.uint8]:
-        start = self.header.data_offset + info.offset
-        rows = info.elements // info.shape[0]
-        return np.frombuffer(self._map, np.uint8, info.bytes, start).reshape(rows, -1)
+    def _rows(self, info: TensorInfo, first: int, last: int) -> npt.NDArray[np.uint8]:
+        """Stored rows ``first`` to ``last``, as bytes: [rows, bytes per row]."""
+        row_bytes = info.bytes * info.shape[0] // info.elements
+        start = self.header.data_offset + info.offset + first * row_bytes
+        return self._file.view(start, (last - first) * row_bytes).reshape(last - first, row_bytes)
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
         info = self._info(name)
-        stored = self._bytes(info)
-        if info.type in _PLAIN:
-            values = stored.view(_PLAIN[info.type]).astype(np.float32, copy=False)
+        width = info.shape[0]
+        rows = info.elements // width
+        if info.type == "f32":
+            values: npt.NDArray[np.float32] = self._rows(info, 0, rows).view(np.float32)
         else:
-            values = self._dequantised(stored, info)
+            # In pieces: gguf-py keeps all its intermediate results, and what it has read stays in memory as well.
+            values, step = np.empty((rows, width), np.float32), max(1, _CHUNK_ELEMENTS // width)
+            for first in range(0, rows, step):
+                last = min(first + step, rows)
+                values[first:last] = self._dequantised(self._rows(info, first, last), info)
         return self._halves(name, values.reshape(self.shape(name)))
 
     def _dequantised(self, stored: npt.NDArray[np.uint8], info: TensorInfo) -> npt.NDArray[np.float32]:
@@ -108,20 +117,22 @@ class GGUFWeights:
         from gguf.quants import dequantize
 
         try:
-            return dequantize(stored, GGMLQuantizationType(_TYPE_IDS[info.type])).astype(np.float32, copy=False)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told by the exporter
+                values: npt.NDArray[np.float32] = dequantize(stored, GGMLQuantizationType(_TYPE_IDS[info.type]))
         except (NotImplementedError, ValueError) as error:
             raise ArtifactError(
                 f"{self.path} stores {info.name} as {info.type}, which gguf-py cannot dequantise.",
                 "start from a file of another type: f16, q8_0, q4_0, q4_k_m...",
             ) from error
+        return values
 
     def blocks(self, name: str) -> Blocks | None:
         info = self._info(name)
-        if info.type in _PLAIN or info.type == "bf16":
+        if info.type in _PLAIN:
             return None
-        return Blocks(type=info.type, data=self._halves(name, self._bytes(info)))
+        return Blocks(info.type, self._halves(name, self._rows(info, 0, info.elements // info.shape[0])))
 
-    def _halves(self, name: str, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:  # type: ignore[type-var]
+    def _halves(self, name: str, rows: npt.NDArray[_Item]) -> npt.NDArray[_Item]:
         """Undo the interleaving of q and k rows that llama.cpp's converter applies to the llama architecture."""
         part = name.rsplit(".", 2)[-2]
         if self.architecture.rotary != "pairs" or part not in ("attn_q", "attn_k"):
@@ -132,14 +143,11 @@ class GGUFWeights:
 
     def vocabulary_file(self) -> bytes:
         """The same GGUF without its tensors: what llama.cpp needs to tokenise (``vocab_only``)."""
-        head = self._map[:4] + self.header.version.to_bytes(4, "little") + bytes(8)  # no tensors
-        return head + self._map[16 : self.header.keys_end]
+        head = MAGIC + self.header.version.to_bytes(4, "little") + bytes(8)  # no tensors
+        return head + self._file.view(len(head), self.header.keys_end - len(head)).tobytes()
 
     def close(self) -> None:
-        try:
-            self._map.close()
-        except BufferError:  # arrays still show into it (those of a traceback, say) and keep it alive
-            return
+        self._file.close()
 
 
 class _Keys:
@@ -149,30 +157,39 @@ class _Keys:
         self._header, self._path, self._arch = header, path, header.architecture
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A positive number."""
         value = self._header.metadata.get(f"{self._arch}.{key}", default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ArtifactError(
-                f"{self._path} has no usable {self._arch}.{key} ({value!r}).", "convert it again from the original weights."
-            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _LARGEST:
+            raise self._unusable(key, value)
         return value
 
-    def whole(self, key: str, default: float | None = None) -> int:
-        return int(self.number(key, default))
+    def whole(self, key: str, default: int | None = None, most: int = _LARGEST) -> int:
+        """A positive whole number."""
+        value = self.number(key, default)
+        if value != int(value) or value > most:
+            raise self._unusable(key, value)
+        return int(value)
+
+    def _unusable(self, key: str, value: object) -> ArtifactError:
+        name = f"{self._arch}.{key}"
+        what = f"lacks the key {name}" if value is None else f"has {name} = {value!r}"
+        return self._damaged(what)
+
+    def _damaged(self, what: str) -> ArtifactError:
+        return ArtifactError(f"{self._path} {what}.", "convert it again from the original weights.")
 
     def config(self, weights: GGUFWeights) -> ModelConfig:
+        """The shape that the keys, and the tensors that say what no key does, describe."""
         hidden, heads = self.whole("embedding_length"), self.whole("attention.head_count")
         head_dim = self.whole("attention.key_length", hidden // heads)
-        layers = self.whole("block_count")
+        layers = self.whole("block_count", most=MOST_LAYERS)
         norm = "layer_norm_epsilon" if weights.architecture.norm == "layer" else "layer_norm_rms_epsilon"
         window = self._window(weights.architecture)
         vocabulary = self._header.vocabulary
         embedding = weights.shape("token_embd.weight")
         if vocabulary is not None and embedding[0] != vocabulary:
-            raise ArtifactError(
-                f"{self._path} has {vocabulary} words in its tokenizer and {embedding[0]} rows in its embedding.",
-                "convert it again from the original weights.",
-            )
-        return ModelConfig(
+            raise self._damaged(f"has {vocabulary} words in its vocabulary and {embedding[0]} rows in its embedding")
+        config = ModelConfig(
             architecture=self._arch,
             name=self._header.name or self._path.stem,
             layers=layers,
@@ -190,6 +207,10 @@ class _Keys:
             window=window,
             local_layers=self._local_layers(layers) if window else (),
         )
+        wrong = find_contradiction(config)
+        if wrong is not None:
+            raise self._damaged(wrong)
+        return config
 
     def _window(self, architecture: Architecture) -> int | None:
         if architecture.name not in ("gemma3", "phi3"):
@@ -212,16 +233,29 @@ class _Keys:
                 f"{self._path} stretches its context by {kind!r}, which the direct exporter does not know.",
                 "use the GGUF with llama.cpp, or the optimum road.",
             )
-        factors: tuple[float, ...] = ()
+        plain = Rope(base=base, dimensions=dimensions, scale=scale)
+        return self._stretched(plain, weights)
+
+    def _stretched(self, plain: Rope, weights: GGUFWeights) -> Rope:
+        """With the factors that the file stores as tensors."""
+        changes: dict[str, Any] = {}
         if weights.has("rope_freqs.weight"):
-            factors = tuple(float(x) for x in weights.tensor("rope_freqs.weight").ravel())
-        attention_factor = 1.0
-        if weights.has("rope_factors_long.weight"):
-            original = self.whole("rope.scaling.original_context_length", self.whole("context_length"))
-            stretched = self.whole("context_length") / original
-            which = "long" if stretched > 1 else "short"
-            factors = tuple(float(x) for x in weights.tensor(f"rope_factors_{which}.weight").ravel())
-            attention_factor = self.number(
-                "rope.scaling.attn_factor", longrope_attention_factor(stretched, original)
-            )
-        return Rope(base=base, dimensions=dimensions, scale=scale, factors=factors, attention_factor=attention_factor)
+            changes["factors"] = _numbers(weights, "rope_freqs")
+        elif weights.has("rope_factors_long.weight"):
+            context = self.whole("context_length")
+            original = self.whole("rope.scaling.original_context_length", context)
+            if original < 2:
+                raise self._unusable("rope.scaling.original_context_length", original)
+            usual = longrope_attention_factor(context / original, original)
+            changes = {
+                "factors": _numbers(weights, "rope_factors_short"),
+                "long_factors": _numbers(weights, "rope_factors_long"),
+                "original": original,
+                "attention_factor": self.number("rope.scaling.attn_factor", usual),
+            }
+        rope: Rope = msgspec.structs.replace(plain, **changes)
+        return rope
+
+
+def _numbers(weights: GGUFWeights, name: str) -> tuple[float, ...]:
+    return tuple(float(x) for x in weights.tensor(f"{name}.weight").ravel())

@@ -13,16 +13,19 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgebench.checkpoint.base import Blocks
+from edgebench.checkpoint.architectures import Architecture
+from edgebench.checkpoint.base import Blocks, ModelConfig
 from edgebench.checkpoint.hf_config import HFConfig
+from edgebench.checkpoint.json_object import read_object
 from edgebench.checkpoint.safetensors import SafetensorsFile
-from edgebench.checkpoint.shapes import global_shapes, layer_shapes, optional_shapes
-from edgebench.errors import ArtifactError, UsageError
+from edgebench.checkpoint.shapes import Misfit, find_misfit
+from edgebench.errors import ArtifactError, EdgebenchError, UsageError
 
 _INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"[^/\\\x00-\x1f]{1,200}\.safetensors")
+_WHAT_TO_GIVE = "give a folder with config.json and safetensors."
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")  # made by the code, not learned
 _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-_PLAIN = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
 
 
 class HFWeights:
@@ -37,15 +40,34 @@ class HFWeights:
         self.path = folder
         found = HFConfig(folder)
         self.hf_config = found
-        self.architecture = found.architecture
-        self._files = _open_files(folder)
-        self._at = {name: file for file in self._files for name in file.entries}
-        self.config = found.read(folder.resolve().name)
-        self._prefix = self._find_prefix()
-        self._stored = self._map_names()
-        self._check()
+        self.architecture: Architecture = found.architecture
+        self.config: ModelConfig = found.read(folder.resolve().name)
+        self._files: list[SafetensorsFile] = []
+        try:
+            for path in _find_files(folder):
+                self._files.append(SafetensorsFile(path))
+            self._at = self._locate()
+            self._prefix = self._find_prefix()
+            self._stored = self._map_names()
+            self._check()
+        except EdgebenchError:
+            self.close()
+            raise
 
     # --- names
+
+    def _locate(self) -> dict[str, SafetensorsFile]:
+        """The file that holds each stored tensor."""
+        at: dict[str, SafetensorsFile] = {}
+        for file in self._files:
+            for name in file.entries:
+                if name in at:
+                    raise ArtifactError(
+                        f"{self.path} has the tensor {name} in both {at[name].path.name} and {file.path.name}.",
+                        "get the whole folder again.",
+                    )
+                at[name] = file
+        return at
 
     def _find_prefix(self) -> str:
         embedding = self.architecture.hf_global["token_embd"]
@@ -73,30 +95,28 @@ class HFWeights:
         return stored
 
     def _check(self) -> None:
-        wanted = dict(global_shapes(self.architecture, self.config))
-        allowed: dict[str, tuple[int, ...]] = {}
-        for layer in range(self.config.layers):
-            for name, shape in layer_shapes(self.architecture, self.config).items():
-                wanted[f"blk.{layer}.{name}"] = shape
-            for name, shape in optional_shapes(self.architecture, self.config).items():
-                allowed[f"blk.{layer}.{name}"] = shape
-        for name in wanted:
-            if name not in self._stored:
-                raise ArtifactError(f"{self.path} lacks the tensor {name}.", "get the whole folder again.")
-        for name, theirs in self._stored.items():
-            shape = wanted.get(name, allowed.get(name))
-            if shape is None:
-                raise self._unused(theirs)
-            if self.shape(name) != shape:
-                raise ArtifactError(
-                    f"{self._at[theirs].path} has the tensor {theirs} of shape {list(self.shape(name))}; "
-                    f"config.json says {list(shape)}.",
-                    "get the whole folder again.",
-                )
+        misfit = find_misfit(self.architecture, self.config, {name: self.shape(name) for name in self._stored})
+        if misfit is not None:
+            raise self._misfitting(misfit)
         used = set(self._stored.values()) | {self.architecture.hf_head + ".weight"}
         for theirs in self._at:
             if theirs not in used and not _BUFFERS.search(theirs) and not theirs.startswith(_OTHER_PARTS):
                 raise self._unused(theirs)
+
+    def _misfitting(self, misfit: Misfit) -> ArtifactError:
+        if misfit.wanted is None:
+            return self._unused(self._stored[misfit.name])
+        if misfit.found is None:
+            return self._lacking(misfit.name)
+        theirs = self._stored[misfit.name]
+        return ArtifactError(
+            f"{self._at[theirs].path} has the tensor {theirs} of shape {list(misfit.found)}; "
+            f"config.json says {list(misfit.wanted)}.",
+            "get the whole folder again.",
+        )
+
+    def _lacking(self, name: str) -> ArtifactError:
+        return ArtifactError(f"{self.path} lacks the tensor {name}.", "get the whole folder again.")
 
     def _unused(self, name: str) -> ArtifactError:
         return ArtifactError(
@@ -114,7 +134,7 @@ class HFWeights:
 
     def _entry(self, name: str) -> tuple[SafetensorsFile, str]:
         if name not in self._stored:
-            raise ArtifactError(f"{self.path} lacks the tensor {name}.", "get the whole folder again.")
+            raise self._lacking(name)
         theirs = self._stored[name]
         return self._at[theirs], theirs
 
@@ -128,7 +148,7 @@ class HFWeights:
 
     def type_of(self, name: str) -> str:
         file, theirs = self._entry(name)
-        return _PLAIN.get(file.entries[theirs].dtype, file.entries[theirs].dtype.lower())
+        return file.entries[theirs].dtype.lower()
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
         file, theirs = self._entry(name)
@@ -136,7 +156,8 @@ class HFWeights:
         if self._is_transposed(name):
             return np.ascontiguousarray(values.T)
         if self.architecture.norm_offset and name.endswith("norm.weight"):
-            return values + np.float32(self.architecture.norm_offset)
+            shifted: npt.NDArray[np.float32] = values + np.float32(self.architecture.norm_offset)
+            return shifted
         return values
 
     def blocks(self, name: str) -> Blocks | None:
@@ -148,27 +169,43 @@ class HFWeights:
             file.close()
 
 
-def _open_files(folder: Path) -> tuple[SafetensorsFile, ...]:
+def _find_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: those its index names, or the one."""
     index = folder / _INDEX
-    if index.is_file():
-        try:
-            weight_map = msgspec.json.decode(index.read_bytes())["weight_map"]
-            names = sorted(set(msgspec.convert(weight_map, dict[str, str]).values()))
-        except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{index} has no usable weight_map: {error}.", "get it again.") from error
-        if any("/" in name or "\\" in name for name in names):
-            raise ArtifactError(f"{index} names files outside its folder.", "do not use this checkpoint.")
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ArtifactError(f"{folder} lacks {', '.join(missing)} of {len(names)} shards.", "download what is missing.")
-        return tuple(SafetensorsFile(folder / name) for name in names)
+    if index.exists():
+        return _indexed(index)
     single = folder / "model.safetensors"
-    if single.is_file():
-        return (SafetensorsFile(single),)
+    if single.exists():
+        return [single]
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
-        raise ArtifactError(
-            f"{folder} holds only pickled weights ({pickles[0]}), and reading those runs code.",
-            "get the safetensors version of the model.",
-        )
-    raise UsageError(f"{folder} holds no model.safetensors.", "give a folder with config.json and safetensors.")
+        raise _pickled(folder, pickles[0])
+    raise UsageError(f"{folder} holds no model.safetensors.", _WHAT_TO_GIVE)
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The shards of an index, all of them beside it and there."""
+    folder = index.parent
+    try:
+        weight_map = msgspec.convert(read_object(index, _WHAT_TO_GIVE).get("weight_map"), dict[str, str])
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{index} has no usable weight_map: {error}.", "get it again.") from error
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if name.endswith((".bin", ".pt", ".pth")):
+            raise _pickled(index, name)
+        if not _SHARD.fullmatch(name):
+            raise ArtifactError(
+                f"{index} names {name!r}, which is no safetensors file beside it.", "do not use this checkpoint."
+            )
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise ArtifactError(f"{folder} lacks {', '.join(missing)} of {len(names)} shards.", "download what is missing.")
+    return [folder / name for name in names]
+
+
+def _pickled(where: Path, name: str) -> ArtifactError:
+    return ArtifactError(
+        f"{where}: the weights are pickled ({name}), and reading those runs code.",
+        "get the safetensors version of the model.",
+    )

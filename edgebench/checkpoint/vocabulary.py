@@ -62,7 +62,7 @@ class Vocabulary:
     def piece(self, token: int) -> bytes:
         """The bytes of one token; special tokens have none. A character may be split over several tokens."""
         buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
-        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)  # noqa: FBT003
+        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)  # noqa: FBT003 - ctypes takes no names
         return buffer.raw[: max(0, count)]
 
     def ends(self, token: int) -> bool:
@@ -85,7 +85,7 @@ class Vocabulary:
         if token < 0:
             return ""
         buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
-        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)  # noqa: FBT003
+        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)  # noqa: FBT003 - ctypes takes no names
         return buffer.raw[: max(0, count)].decode("utf-8", "replace")
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ def _render(template: str, messages: Sequence[dict[str, str]], bos: str, eos: st
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - text for a model, not HTML
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
     try:
         compiled = environment.from_string(template)

@@ -49,7 +49,7 @@ class Weights(NamedTuple):
     vectors: dict[str, tuple[Place, int]]
     """Norm weights and biases: place and length."""
     tables: dict[str, tuple[Place, tuple[int, ...]]]
-    """``cos``, ``sin``, ``cos_local``, ``sin_local``, ``position_embd``."""
+    """``cos``, ``sin``, the same with ``_local`` and with ``_long``, ``position_embd``, ``blk.N.head_norms``."""
 
 
 class DecoderGraph:
@@ -64,7 +64,7 @@ class DecoderGraph:
         last_only: logits of the last token only.
     """
 
-    def __init__(  # noqa: PLR0913 - two descriptions, one store, three choices
+    def __init__(
         self,
         architecture: Architecture,
         config: ModelConfig,
@@ -81,9 +81,11 @@ class DecoderGraph:
 
     # --- the pieces of a graph
 
-    def _node(self, kind: str, inputs: Sequence[str], name: str, outputs: int | Sequence[str] = 1, **attributes: Any) -> str:
+    def _node(
+        self, kind: str, inputs: Sequence[str], name: str, outputs: int | Sequence[str] = 1, **attributes: Any
+    ) -> str:
         """Add a node; the name of its first output."""
-        names = [name if n == 0 else f"{name}:{n}" for n in range(outputs)] if isinstance(outputs, int) else list(outputs)
+        names = [name, *(f"{name}:{n}" for n in range(1, outputs))] if isinstance(outputs, int) else list(outputs)
         domain = attributes.pop("domain", "")
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, domain=domain, **attributes))
         return names[0]
@@ -114,13 +116,18 @@ class DecoderGraph:
     def _linear(self, x: str, tensors: Sequence[str], name: str) -> str:
         """``x`` times the rows of these tensors, one after the other, plus their biases."""
         matrices = self._weights.matrices["+".join(tensors)]
-        parts = [self._product(x, stored, f"{name}.{n}" if len(matrices) > 1 else name) for n, stored in enumerate(matrices)]
-        y = parts[0] if len(parts) == 1 else self._node("Concat", parts, f"{name}.rows", axis=-1)
+        names = [name] if len(matrices) == 1 else [f"{name}.{n}" for n in range(len(matrices))]
         bias = "+".join(tensors) + ".bias"
-        return self._node("Add", [y, self._vector(bias)], f"{name}.biased") if bias in self._weights.vectors else y
+        added = self._vector(bias) if bias in self._weights.vectors else ""
+        if added and len(matrices) == 1 and matrices[0].bits < 32:
+            return self._product(x, matrices[0], name, added)
+        parts = [self._product(x, stored, part) for stored, part in zip(matrices, names, strict=True)]
+        y = parts[0] if len(parts) == 1 else self._node("Concat", parts, f"{name}.rows", axis=-1)
+        return self._node("Add", [y, added], f"{name}.biased") if added else y
 
-    def _product(self, x: str, stored: Stored, name: str) -> str:
-        if stored.bits == 32:  # noqa: PLR2004 - plain floats
+    def _product(self, x: str, stored: Stored, name: str, bias: str = "") -> str:
+        """``x`` times one matrix; ``bias`` is added where the matrix is quantized, by the same node."""
+        if stored.bits == 32:
             weight = self._external(f"{name}.weight", TensorProto.FLOAT, [stored.rows, stored.columns], stored.data)
             return self._node("FusedMatMul", [x, weight], name, domain=_CONTRIB, transB=1)
         blocks = -(-stored.columns // BLOCK)
@@ -131,14 +138,20 @@ class DecoderGraph:
             raise ValueError(f"{name}: quantized without scales")
         scales = self._external(f"{name}.scales", TensorProto.FLOAT, [stored.rows, blocks], stored.scales)
         shape = {"K": stored.columns, "N": stored.rows, "bits": stored.bits, "block_size": BLOCK}
-        return self._node("MatMulNBits", [x, data, scales], name, domain=_CONTRIB, accuracy_level=self._level, **shape)
+        inputs = [x, data, scales, *(["", "", bias] if bias else [])]  # between them: zero points and group indices
+        return self._node("MatMulNBits", inputs, name, domain=_CONTRIB, accuracy_level=self._level, **shape)
 
     def _norm(self, x: str, weight: str, name: str) -> str:
-        inputs, eps = [x, self._vector(f"{weight}.weight")], self._config.norm_eps
-        if self._arch.norm == "layer":
-            return self._node("LayerNormalization", [*inputs, self._vector(f"{weight}.bias")], name, epsilon=eps)
+        scale = self._vector(f"{weight}.weight")
+        if self._arch.norm == "rms":
+            return self._rms(x, scale, name)
+        inputs = [x, scale, self._vector(f"{weight}.bias")]
+        return self._node("LayerNormalization", inputs, name, epsilon=self._config.norm_eps)
+
+    def _rms(self, x: str, scale: str, name: str) -> str:
         # Registered by onnxruntime in the default domain, under this name only (SimplifiedLayerNormFusion).
-        return self._node("SimplifiedLayerNormalization", inputs, name, epsilon=eps, axis=-1, stash_type=1)
+        eps = self._config.norm_eps
+        return self._node("SimplifiedLayerNormalization", [x, scale], name, epsilon=eps, axis=-1, stash_type=1)
 
     def _add_and_norm(self, x: str, residual: str, weight: str, name: str) -> tuple[str, str]:
         """(normalised sum, sum)."""
@@ -153,9 +166,10 @@ class DecoderGraph:
 
     def _embed(self) -> str:
         stored = self._weights.matrices["token_embd"][0]
-        if stored.bits == 32:  # noqa: PLR2004 - plain floats
+        if stored.bits == 32:
             dims = [stored.rows, stored.columns]
-            x = self._node("Gather", [self._external("embedding", TensorProto.FLOAT, dims, stored.data), "input_ids"], "embed")
+            table = self._external("embedding", TensorProto.FLOAT, dims, stored.data)
+            x = self._node("Gather", [table, "input_ids"], "embed")
         else:
             x = self._embed_blocks(stored)
         if self._arch.scaled_embedding:
@@ -172,7 +186,8 @@ class DecoderGraph:
         data = self._external(
             "embedding", TensorProto.UINT8, [stored.rows, stored.columns * stored.bits // 8], stored.data
         )
-        scales = self._external("embedding.scales", TensorProto.FLOAT, [stored.rows, stored.columns // BLOCK], stored.scales)
+        blocks = stored.columns // BLOCK
+        scales = self._external("embedding.scales", TensorProto.FLOAT, [stored.rows, blocks], stored.scales)
         how = {"bits": stored.bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
         return self._node("GatherBlockQuantized", [data, "input_ids", scales], "embed", domain=_CONTRIB, **how)
 
@@ -180,12 +195,13 @@ class DecoderGraph:
         arch, config, name = self._arch, self._config, f"layer{layer}.attention"
         tensors = [f"blk.{layer}.{part}" for part in arch.qkv]
         projected = self._linear(x, tensors, f"layer{layer}.qkv")
-        inputs = [*self._normed_heads(projected, layer), f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        inputs = self._normed_heads(projected, layer)
+        inputs += [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
         inputs += ["seqlens_k", "total_sequence_length"]
         attributes: dict[str, Any] = {"num_heads": config.heads, "kv_num_heads": config.kv_heads}
         if config.rope is not None:
             local = "_local" if config.is_local(layer) and config.local_rope is not None else ""
-            inputs += [self._table(f"cos{local}"), self._table(f"sin{local}")]
+            inputs += [self._rotation(f"cos{local}"), self._rotation(f"sin{local}")]
             attributes |= {"do_rotary": 1, "rotary_interleaved": 0}
         if config.is_local(layer) and config.window is not None:
             attributes["local_window_size"] = config.window
@@ -194,22 +210,39 @@ class DecoderGraph:
         outputs = [name, f"present.{layer}.key", f"present.{layer}.value"]
         return self._node("GroupQueryAttention", inputs, name, outputs, domain=_CONTRIB, **attributes)
 
+    def _rotation(self, name: str) -> str:
+        """The rotary table of this name; with LongRoPE the one for the capacity of the cache, chosen once a call.
+
+        The capacity decides, not the tokens so far, so that no key is rotated by other factors than the next (as
+        llama.cpp does).
+        """
+        rope, chosen = self._config.rope, f"{name}.chosen"
+        if rope is None or rope.original is None or f"{name}_long" not in self._weights.tables:
+            return self._table(name)
+        made = {output for node in self._nodes for output in node.output}
+        if "capacity.is_long" not in made:
+            capacity = self._node("Shape", ["past_key_values.0.key"], "capacity", start=2, end=3)
+            original = self._constant("capacity.original", np.array([rope.original], np.int64))
+            self._node("Greater", [capacity, original], "capacity.is_long")
+        if chosen not in made:
+            self._node("Where", ["capacity.is_long", self._table(f"{name}_long"), self._table(name)], chosen)
+        return chosen
+
     def _normed_heads(self, projected: str, layer: int) -> list[str]:
         """Query, key and value inputs of the attention: packed as they are, or split where heads are normalised."""
         if not self._arch.qk_norm:
             return [projected, "", ""]
         config, name = self._config, f"layer{layer}"
-        widths = [config.heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2]
-        sizes = self._constant("qkv.widths", np.array(widths, np.int64))
-        parts = [f"{name}.q", f"{name}.k", f"{name}.v"]
-        self._node("Split", [projected, sizes], f"{name}.split", parts, axis=-1)
-        for index, (part, heads) in enumerate((("q", config.heads), ("k", config.kv_heads))):
-            apart = self._constant(f"heads.{part}", np.array([0, 0, heads, config.head_dim], np.int64))
-            flat = self._constant("heads.flat", np.array([0, 0, -1], np.int64))
-            heads_apart = self._node("Reshape", [parts[index], apart], f"{name}.{part}.heads")
-            normed = self._norm(heads_apart, f"blk.{layer}.attn_{part}_norm", f"{name}.{part}.norm")
-            parts[index] = self._node("Reshape", [normed, flat], f"{name}.{part}.flat")
-        return parts
+        heads = config.heads + config.kv_heads
+        widths = np.array([heads * config.head_dim, config.kv_heads * config.head_dim], np.int64)
+        parts = [f"{name}.qk", f"{name}.v"]
+        self._node("Split", [projected, self._constant("qkv.widths", widths)], f"{name}.split", parts, axis=-1)
+        apart = self._constant("heads.apart", np.array([0, 0, heads, config.head_dim], np.int64))
+        flat = self._constant("heads.flat", np.array([0, 0, -1], np.int64))
+        x = self._node("Reshape", [parts[0], apart], f"{name}.qk.heads")
+        x = self._rms(x, self._table(f"blk.{layer}.head_norms"), f"{name}.qk.norm")
+        x = self._node("Reshape", [x, flat], f"{name}.qk.flat")
+        return [self._node("Concat", [x, parts[1]], f"{name}.qkv.normed", axis=-1), "", ""]
 
     def _mlp(self, x: str, layer: int) -> str:
         arch, name = self._arch, f"layer{layer}"
@@ -253,7 +286,8 @@ class DecoderGraph:
                 x = self._norm(x, f"blk.{layer}.post_ffw_norm", f"layer{layer}.ffn_post")
             is_last = layer == config.layers - 1
             following = "output_norm" if is_last else f"blk.{layer + 1}.attn_norm"
-            x, residual = self._add_and_norm(x, residual, following, "final_norm" if is_last else f"layer{layer + 1}.attn_norm")
+            name = "final_norm" if is_last else f"layer{layer + 1}.attn_norm"
+            x, residual = self._add_and_norm(x, residual, following, name)
         self._head(x)
         return self._model()
 
@@ -268,7 +302,7 @@ class DecoderGraph:
 
     def _model(self) -> onnx.ModelProto:
         config, tensor = self._config, helper.make_tensor_value_info
-        cache = [1, config.kv_heads, "capacity", config.head_dim]
+        cache: list[str | int | None] = [1, config.kv_heads, "capacity", config.head_dim]
         inputs = [tensor("input_ids", TensorProto.INT64, [1, "S"]), tensor("seqlens_k", TensorProto.INT32, [1])]
         inputs.append(tensor("total_sequence_length", TensorProto.INT32, []))
         if "position_embd" in self._weights.tables:

@@ -106,8 +106,8 @@ class OrtContext:
             cache[:, :, : self.n_past] = kept
 
     def logits(self) -> npt.NDArray[np.float32]:
-        last: npt.NDArray[np.float32] = self._logits[0, 0].copy()
-        return last
+        copy: npt.NDArray[np.float32] = self._logits[0, 0].copy()
+        return copy
 
     def set_threads(self, threads: int, threads_batch: int) -> None:
         del threads_batch  # one session has one pool
