@@ -22,6 +22,7 @@ from edgebench.engine.child import run_job
 from edgebench.engine.messages import Advance, ExportJob, QuantizeJob, Reply
 from edgebench.engine.protocol import Limits
 from edgebench.errors import ArtifactError
+from edgebench.export import optimum
 from edgebench.export.onnx_limits import LONGEST_TABLE
 from edgebench.export.precisions import ONNX_ONLY, SHIPPED
 from edgebench.host import Host
@@ -177,6 +178,28 @@ class Maker:
         notes = (*parent.quantizer_notes, *ended.attempt.finished.notes)
         exact = _manifest_in(target).same_weights
         return artifacts.adopt_derived(parent, name, maker, target, notes, form="onnx", same_weights=exact)
+
+    def reference(self, source: Artifact) -> Artifact | Failure:
+        """The fp32 graph that optimum traces from a Hugging Face folder; its precision is ``foreign``.
+
+        Raises:
+            MissingDependency: when optimum is not installed.
+            UsageError: when the source is no such folder.
+        """
+        maker = optimum.version()
+        optimum.check_source(Path(source.path))
+        existing = artifacts.find_derived(source, FOREIGN, maker, "onnx")
+        if existing is not None:
+            return existing
+        self._teller.step(f"exporting {source.model} with optimum, which takes a while")
+        target = artifacts.work_file(".onnx")
+        target.mkdir()
+        job = ExportJob(source=source.path, target=str(target), to="onnx", precision="fp32", exporter="optimum")
+        ended = run_job(job, self._host, _LIMITS)
+        if ended.failure is not None or ended.attempt.finished is None:
+            shutil.rmtree(target, ignore_errors=True)
+            return ended.failure or _silent("exporter")
+        return artifacts.adopt_derived(source, FOREIGN, maker, target, ended.attempt.finished.notes, form="onnx")
 
 
 def _one_way(source: Artifact) -> Failure:

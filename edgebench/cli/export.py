@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     required=True,
     help="The same weights in both formats: shipped, q8_0, q4_0, q4_k_m... ONNX only: fp32, int8, int4, int4-mixed.",
 )
+@click.option(
+    "--exporter",
+    type=click.Choice(["direct", "optimum"]),
+    default="direct",
+    show_default=True,
+    help="optimum: the slow reference, for a Hugging Face folder of any architecture; needs edgebench[optimum].",
+)
 @click.option("-o", "--output", metavar="PATH", help="Where to; without it, the cache's own copy is named.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="ONNX: tokens that the graph can hold.")
 @click.option("--force", is_flag=True, help="Replace what lies there.")
@@ -48,12 +55,19 @@ def command(**options: Any) -> int:
     precision, form = check_precision(options["precision"]), options["form"]
     if form not in formats_of(precision):
         raise UsageError(f"{precision} is not made as {form}.", f"use --to {formats_of(precision)[0]}.")
+    if options["exporter"] == "optimum" and (form, precision, options["context"]) != ("onnx", "fp32", None):
+        raise UsageError(
+            "optimum exports to ONNX at fp32, for any length.", "use --to onnx --precision fp32, without --context."
+        )
     target = Path(options["output"]) if options["output"] else None
     if target is not None and target.exists() and not options["force"]:
         raise UsageError(f"{target} exists already.", "give another -o, or add --force to replace it.")
     source = obtain_source(options["model"], accept_license=options["accept_license"], progress=teller.progress)
     maker = Maker(host, quantizer_version(host), default_threads(read_topology(host))[0], teller)
-    made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, options["context"])
+    if options["exporter"] == "optimum":
+        made = maker.reference(source)
+    else:
+        made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, options["context"])
     teller.clear()
     if isinstance(made, Failure):
         raise ArtifactError(f"{options['model']} could not be exported: {made.says}.", made.next_step)
@@ -76,4 +90,8 @@ def _print(made: Artifact, place: Path, options: dict[str, Any]) -> None:
     click.echo(f"{place}: {format_bytes_mib(made.bytes)} MiB, {bits:.2f} bits per weight")
     for note in made.quantizer_notes:
         click.echo(f"note: {note}")
-    click.echo(f"next: edgebench generate {shlex.quote(str(place))} 'Once upon a time'")
+    where = shlex.quote(str(place))
+    foreign = options["exporter"] == "optimum"  # its folder has no tokenizer that edgebench reads
+    click.echo(
+        f"next: edgebench profile {where}" if foreign else f"next: edgebench generate {where} 'Once upon a time'"
+    )

@@ -33,10 +33,18 @@ def do(job: ExportJob, parent: Parent, host: Host) -> Finished:
         EdgebenchError: when the checkpoint is damaged or cannot be exported.
         CacheError: when the target cannot be written.
     """
+    parent.say(Phase(name="export", t_ns=host.monotonic_ns()))
+    if job.exporter == "optimum":
+        from edgebench.export import optimum
+
+        return Finished(notes=optimum.export(Path(job.source), Path(job.target)))
+    return _direct(job, parent)
+
+
+def _direct(job: ExportJob, parent: Parent) -> Finished:
     from edgebench.checkpoint.gguf_weights import GGUFWeights
     from edgebench.export import onnx
 
-    parent.say(Phase(name="export", t_ns=host.monotonic_ns()))
     checkpoint = GGUFWeights(Path(job.source))
     try:
         told = onnx.export(

@@ -58,6 +58,8 @@ class ExportJob(Message, frozen=True, kw_only=True, tag="export"):
     precision: str
     context: int | None = None
     accuracy_level: int = 4
+    exporter: Literal["direct", "optimum"] = "direct"
+    """``optimum``: the reference exporter, from a Hugging Face folder, fp32 only."""
 
 
 class GenerateJob(Message, frozen=True, kw_only=True, tag="generate"):
