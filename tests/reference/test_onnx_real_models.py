@@ -144,7 +144,8 @@ def test_decoding_after_a_prefix_gives_the_logits_of_transformers(real):
     context.prefill(real.tokens[:PREFIX])
     assert np.abs(context.logits() - real.expected[PREFIX - 1]).max() <= TOLERANCE
     state = context.save()
-    context.prefill(real.tokens[: TOKENS - PREFIX])  # something else
+    context.clear()
+    context.prefill(real.tokens[PREFIX:])  # over the prefix
     context.restore(state)
     for token, expected in zip(real.tokens[PREFIX:], real.expected[PREFIX:], strict=True):
         context.time_decode([token])
