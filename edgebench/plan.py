@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol as TypingProtocol
 
-from edgebench import artifacts
-from edgebench.checkpoint.gguf import GGUFHeader, identify
-from edgebench.engine.child import Ended, run_job
-from edgebench.engine.messages import QuantizeJob
-from edgebench.engine.protocol import Limits
+from edgebench import artifacts, derive
+from edgebench.checkpoint.gguf import identify
+from edgebench.checkpoint.hf_config import HFConfig
+from edgebench.derive import Maker
 from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UnknownNameError, UsageError
-from edgebench.export.quantize import check_precision
+from edgebench.export.precisions import SHIPPED, check_precision, formats_of
 from edgebench.host import Host
 from edgebench.records import Fact, Failure
 from edgebench.registry import load, names
@@ -24,7 +24,6 @@ from edgebench.runtimes.base import Runtime
 from edgebench.specs import Artifact, Protocol, Settings, TrialSpec, Workload, parse_workload
 from edgebench.topology import Topology, default_threads
 
-SHIPPED = "shipped"
 _FAKE_BITS = {"q4_0": 4.5, "q8_0": 8.5}
 
 
@@ -61,15 +60,11 @@ class Prepared:
     rejected: tuple[Rejected, ...]
 
 
-class Teller(TypingProtocol):
+class Teller(derive.Teller, TypingProtocol):
     """Told what preparation does."""
 
     def progress(self, what: str, done_bytes: int, total_bytes: int | None) -> None:
         """A download or a hash."""
-        ...
-
-    def step(self, text: str) -> None:
-        """A step that takes a moment."""
         ...
 
 
@@ -109,9 +104,8 @@ def check(request: Request) -> tuple[tuple[Runtime, ...], tuple[str, ...], tuple
     if request.threads is not None and request.threads < 1:
         raise UsageError(f"{request.threads} threads cannot compute anything.", "give --threads 1 or more.")
     runtimes = chosen_runtimes(request.runtimes)
-    precisions = tuple(
-        dict.fromkeys(SHIPPED if name.lower() == SHIPPED else check_precision(name) for name in request.precisions)
-    )
+    precisions = tuple(dict.fromkeys(check_precision(name) for name in request.precisions))
+    _check_formats(precisions, runtimes)
     workloads = tuple(dict.fromkeys(parse_workload(text) for text in request.workloads))
     if not (precisions and workloads and request.models):
         raise UsageError("Nothing was asked for.", "give at least one model, one precision and one workload.")
@@ -122,22 +116,51 @@ def check(request: Request) -> tuple[tuple[Runtime, ...], tuple[str, ...], tuple
     return runtimes, precisions, workloads
 
 
+def _check_formats(precisions: Sequence[str], runtimes: Sequence[Runtime]) -> None:
+    for precision in precisions:
+        if not any(_format(precision, runtime) for runtime in runtimes):
+            raise UsageError(
+                f"{precision} is made for onnxruntime only, not for {', '.join(r.name for r in runtimes)}.",
+                "add --runtime ort, or choose another precision.",
+            )
+
+
+def _format(precision: str, runtime: Runtime) -> str | None:
+    """The format in which this runtime gets this precision; None where it cannot have it."""
+    if runtime.name == "fake":
+        return "fake"
+    return next((form for form in formats_of(precision) if form in runtime.formats), None)
+
+
+def one_runtime(request: Request) -> str:
+    """The first runtime of a request that can have its precision.
+
+    Raises:
+        UsageError: when none can.
+    """
+    runtimes, precisions, _ = check(request)
+    return next(runtime.name for runtime in runtimes if _format(precisions[0], runtime))
+
+
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
-def settings_for(request: Request, topology: Topology, threads: int, threads_batch: int) -> Settings:
-    """Settings with these threads; on a machine with core classes they are kept on the fast ones.
+def settings_for(request: Request, topology: Topology, runtime: Runtime, threads: int, threads_batch: int) -> Settings:
+    """Settings of a runtime with these threads; on a machine with core classes they are kept on the fast ones.
 
     llama.cpp splits work evenly and waits for the slowest thread, so one slow core halves the speed
     (llama.cpp issue 7176). Where all cores are alike nothing is pinned, as in llama-bench.
     """
     cores = topology.physical_cores.value
     mixed = isinstance(cores, int) and len(topology.performance_cpus) < min(cores, len(topology.allowed))
+    if runtime.one_pool:
+        threads_batch = threads
     fits = max(threads, threads_batch) <= len(topology.performance_cpus)
     return Settings(
         device=request.device,
         threads=threads,
         threads_batch=threads_batch,
+        kv_type=runtime.kv_types[0],
         cpus=topology.performance_cpus if mixed and fits else (),
     )
 
@@ -158,8 +181,9 @@ class Preparer:
     def __init__(self, request: Request, host: Host, topology: Topology, teller: Teller) -> None:
         self._request, self._host, self._topology, self._teller = request, host, topology, teller
         self._runtimes, self._precisions, self._workloads = check(request)
+        self._trained: dict[str, int | None] = {}
         self._sources = self._obtain_all()
-        self._made: list[tuple[str, str, Artifact | Failure]] = []
+        self._made: list[tuple[str, Runtime, str, Artifact | Failure]] = []
 
     @property
     def runtimes(self) -> tuple[Runtime, ...]:
@@ -176,50 +200,61 @@ class Preparer:
                 artifact = artifacts.obtain(
                     model, accept_license=self._request.accept_license, progress=self._teller.progress
                 )
-                artifact, header = identify(artifact)
+                context, artifact = _context_of(artifact)
             except (UsageError, CacheError, MissingDependency):
                 raise  # no other model would fare better
             except EdgebenchError as error:
                 found[model] = error
                 continue
-            self._check_context(header, artifact)
+            self._check_context(context, artifact)
+            self._trained[artifact.sha256] = context
             found[model] = artifact
         return found
 
-    def _check_context(self, header: GGUFHeader, artifact: Artifact) -> None:
+    def _check_context(self, trained: int | None, artifact: Artifact) -> None:
         needed = max(workload.n + workload.depth for workload in self._workloads)
-        trained = header.context_length
         if trained is not None and needed > trained and not self._request.force_context:
             raise UsageError(
                 f"The workloads need {needed} tokens of context; {artifact.model} was trained for {trained}.",
                 "choose smaller workloads, or add --force-context to measure anyway.",
             )
 
-    def make(self, maker: Fact) -> None:
-        """Make every precision of every model that is not there yet.
+    def make(self, quantizer: Fact) -> None:
+        """Make every precision of every model that is not there yet, in the format that each runtime needs.
 
         Args:
-            maker: version of the quantizer, part of the identity of what it makes.
+            quantizer: version of llama.cpp, part of the identity of what it makes.
         """
+        threads, _ = default_threads(self._topology)
+        maker = Maker(self._host, str(quantizer.value or "unknown llama.cpp"), threads, self._teller)
         self._made = [
-            (model, precision, self._at_precision(model, source, precision, maker))
+            (model, runtime, precision, self._at_precision(maker, source, precision, form))
             for model, source in self._sources.items()
             for precision in ((SHIPPED,) if isinstance(source, EdgebenchError) else self._precisions)
+            for runtime in self._runtimes
+            if (form := _format(precision, runtime)) is not None
+            if not _is_onnx(source) or form == "onnx"
         ]
 
     def trials(self, settings: dict[str, Settings]) -> Prepared:
         """All trials: every model at every precision on every runtime, with the settings of that runtime."""
         trials: dict[str, TrialSpec] = {}
         rejected: list[Rejected] = []
-        for model, precision, made in self._made:
-            for runtime in self._runtimes:
-                artifact = made if isinstance(made, Artifact) else _placeholder(model, precision, runtime)
-                trial = self._trial(artifact, runtime, settings[runtime.name])
-                if isinstance(made, Failure):
-                    rejected.append(Rejected(trial, made))
-                else:
-                    trials.setdefault(trial.trial_id, trial)
+        for model, runtime, precision, made in self._made:
+            artifact = made if isinstance(made, Artifact) else self._placeholder(model, precision, runtime)
+            trial = self._trial(artifact, runtime, settings[runtime.name])
+            if isinstance(made, Failure):
+                rejected.append(Rejected(trial, made))
+            else:
+                trials.setdefault(trial.trial_id, trial)
         return Prepared(tuple(trials.values()), tuple(rejected))
+
+    def _placeholder(self, model: str, precision: str, runtime: Runtime) -> Artifact:
+        """Stands in the record of a trial whose artifact could not be made: it has no bytes and no hash."""
+        source = self._sources[model]
+        if isinstance(source, Artifact):
+            model, precision = source.model, source.precision if precision == SHIPPED else precision
+        return Artifact(model=model, precision=precision, format=runtime.formats[0], path="", bytes=0, sha256="")
 
     def _trial(self, artifact: Artifact, runtime: Runtime, settings: Settings) -> TrialSpec:
         return TrialSpec(
@@ -232,31 +267,30 @@ class Preparer:
         )
 
     def _at_precision(
-        self, model: str, source: Artifact | EdgebenchError, precision: str, maker: Fact
+        self, maker: Maker, source: Artifact | EdgebenchError, precision: str, form: str
     ) -> Artifact | Failure:
         if isinstance(source, EdgebenchError):
             return Failure(kind="bad-artifact", says=source.what, next_step=source.next_step, phase="prepare")
-        if precision in (SHIPPED, source.precision):
-            return source
-        if source.format == "fake":
-            return _fake_artifact(model, precision)
-        return self._quantized(source, precision, str(maker.value or "unknown llama.cpp"))
+        if form == "fake":
+            return source if precision == SHIPPED else _fake_artifact(source.model, precision)
+        if form == "onnx":
+            tokens = max(workload.context for workload in self._workloads)
+            return maker.onnx(source, precision, derive.needed_context(tokens, self._trained.get(source.sha256)))
+        return maker.gguf(source, precision)
 
-    def _quantized(self, source: Artifact, precision: str, maker: str) -> Artifact | Failure:
-        existing = artifacts.find_derived(source, precision, maker)
-        if existing is not None:
-            return existing
-        self._teller.step(f"making {precision} of {source.model}")
-        target = artifacts.work_file(".gguf")
-        threads, _ = default_threads(self._topology)
-        job = QuantizeJob(source=source.path, target=str(target), precision=precision, threads=threads)
-        ended: Ended = run_job(job, self._host, Limits(load_s=3600.0))
-        if ended.failure is not None or ended.attempt.finished is None:
-            target.unlink(missing_ok=True)
-            return ended.failure or Failure(
-                kind="protocol", says="the quantizer gave no answer", next_step="try again.", phase="quantize"
-            )
-        return artifacts.adopt_derived(source, precision, maker, target, ended.attempt.finished.notes)
+
+def _is_onnx(source: Artifact | EdgebenchError) -> bool:
+    return isinstance(source, Artifact) and source.format == "onnx"
+
+
+def _context_of(artifact: Artifact) -> tuple[int | None, Artifact]:
+    """Tokens that a model was trained for, and the artifact with the precision that its own header tells."""
+    if artifact.format == "gguf":
+        artifact, header = identify(artifact)
+        return header.context_length, artifact
+    if artifact.format == "onnx":
+        return derive.read_manifest(artifact).context, artifact
+    return HFConfig(Path(artifact.path)).read(artifact.model).context, artifact
 
 
 def _fake_artifact(model: str, precision: str) -> Artifact:
@@ -269,8 +303,3 @@ def _fake_artifact(model: str, precision: str) -> Artifact:
         sha256="0" * 64,
         origin="scripted",
     )
-
-
-def _placeholder(model: str, precision: str, runtime: Runtime) -> Artifact:
-    """Stands in the record of a trial whose artifact could not be made: it has no bytes and no hash."""
-    return Artifact(model=model, precision=precision, format=runtime.formats[0], path="", bytes=0, sha256="")

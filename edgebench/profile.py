@@ -113,8 +113,8 @@ class Profiler:
     def _measure_new(
         self, request: Request, preparer: Preparer, setting: bench.Setting, session: bench.Session, store: Store
     ) -> Outcome:
-        maker = setting.about["llamacpp"].version if "llamacpp" in setting.about else Fact(value="none")
-        preparer.make(maker)
+        only_fake = set(setting.about) == {"fake"}
+        preparer.make(Fact(value="none") if only_fake else about("llamacpp", self._host).version)
         settings, searches, choices = self._threads(request, preparer, session)
         prepared = preparer.trials(settings)
         plan = Plan(trials=prepared.trials, protocol=request.protocol)
@@ -138,7 +138,10 @@ class Profiler:
         """Settings by runtime; a search decides unless the user did or there is nothing to choose."""
         default, _ = default_threads(self._topology)
         asked = request.threads or default
-        settings = {r.name: settings_for(request, self._topology, asked, asked) for r in preparer.runtimes}
+        runtimes = {runtime.name: runtime for runtime in preparer.runtimes}
+        settings = {
+            name: settings_for(request, self._topology, runtime, asked, asked) for name, runtime in runtimes.items()
+        }
         counts = thread_counts(self._topology)
         runs: list[Run] = []
         choices: dict[str, dict[str, dict[int, float]]] = {}
@@ -146,13 +149,15 @@ class Profiler:
             return settings, runs, choices
         first = {trial.runtime: trial for trial in reversed(preparer.trials(settings).trials)}
         for name, trial in first.items():
-            self._listener.step("finding the best thread counts")
+            self._listener.step(f"finding the best thread counts for {name}")
             run = session.search_threads(msgspec.structs.replace(trial, workloads=_SEARCH_WORKLOADS), counts)
             runs.append(run)
             if run.outcome == "ok":
                 choice = bench.choose_threads(run, default)
                 choices[name] = choice.rates
-                settings[name] = settings_for(request, self._topology, choice.threads, choice.threads_batch)
+                settings[name] = settings_for(
+                    request, self._topology, runtimes[name], choice.threads, choice.threads_batch
+                )
         return settings, runs, choices
 
     # --- an interrupted one

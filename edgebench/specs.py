@@ -161,6 +161,9 @@ def parse_workload(text: str) -> Workload:
     return Workload(kind="pp" if match["kind"] == "pp" else "tg", n=int(match["n"]), depth=int(match["depth"] or 0))
 
 
+KVType = Literal["f16", "f32", "q8_0"]
+
+
 class Settings(Spec, frozen=True, kw_only=True):
     """What a runtime is told. Nothing is left to a library's default that changes the result."""
 
@@ -171,7 +174,7 @@ class Settings(Spec, frozen=True, kw_only=True):
     """Threads for prefill."""
     batch: int = 2048
     ubatch: int = 512
-    kv_type: Literal["f16", "f32", "q8_0"] = "f16"
+    kv_type: KVType = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     mmap: bool = True
     cpus: tuple[int, ...] = ()
@@ -188,11 +191,37 @@ class Artifact(Spec, frozen=True, kw_only=True):
     bytes: int
     sha256: str
     derived_from: str = ""
-    """sha256 of the file it was quantized from; empty for a file used as published."""
+    """sha256 of the file it was quantized or exported from; empty for a file used as published."""
+    same_weights_as: str = ""
+    """sha256 of the file of another format whose weights it holds bit for bit; empty where there is none."""
     origin: str = ""
     """Where the bytes came from: a package and version, a hub revision, or a local path."""
     quantizer_notes: tuple[str, ...] = ()
     """What the quantizer said that a reader must know, e.g. tensors that fell back to another type."""
+
+
+class OnnxManifest(Spec, frozen=True, kw_only=True):
+    """``edgebench.json`` in the folder of an ONNX export: what its graphs hold, readable without onnx."""
+
+    model: str
+    precision: str
+    architecture: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+    """Tokens the model was trained for."""
+    table_context: int
+    """Tokens that the rotary tables in the data file cover."""
+    parameters: int
+    weight_bytes: int
+    accuracy_level: int
+    same_weights: bool
+    """Whether every weight has exactly the value that the checkpoint stores."""
+    first_token: int | None = None
+    """Begin-of-sequence token, if the model wants one."""
+    notes: tuple[str, ...] = ()
 
 
 class TrialSpec(Spec, frozen=True, kw_only=True):

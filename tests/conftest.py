@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,19 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
     path.write_bytes(tiny_llama())
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as an ONNX folder, weights in float."""
+    from edgebench.checkpoint.gguf_weights import GGUFWeights
+    from edgebench.export import onnx
+
+    folder = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    folder.mkdir()
+    with closing(GGUFWeights(tiny_gguf)) as weights:
+        onnx.export(weights, folder, "fp32")
+    return folder
 
 
 def tiny_llama(*, architecture: str = "llama", context: int = 512, seed: int = 0) -> bytes:

@@ -1,7 +1,7 @@
 """The artifact cache: a folder in which every finished file has been verified.
 
     models/<sha256>/<name>.gguf   files as published, each beside its marker
-    derived/<parent sha256>/...   files made from them
+    derived/<parent sha256>/...   files made from them, and folders of files that belong together (an ONNX export)
     licences/<card>.json          terms that were accepted
     hashes/<key>.json             known hashes of large files that lie elsewhere
     temporary/<random>/           work in progress of one process, locked while that process lives
@@ -149,20 +149,46 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def known_hash(path: Path, progress: Progress | None = None) -> str:
-    """sha256 of a file that lies outside the cache, remembered by path, size, modification time and inode.
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that an artifact consists of: itself, or those in its folder, sorted by name."""
+    return tuple(sorted(item for item in path.iterdir() if item.is_file())) if path.is_dir() else (path,)
+
+
+def content_hash(path: Path, progress: Progress | None = None) -> str:
+    """sha256 of a file; of a folder, that of the lines ``<sha256>  <name>`` of its files, sorted by name.
 
     Raises:
-        OSError: when the file cannot be read.
+        OSError: when it cannot be read.
+    """
+    if not path.is_dir():
+        return hash_file(path, progress)
+    lines = [f"{hash_file(file, progress)}  {file.name}\n" for file in files_of(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def _touched_ns(path: Path) -> int:
+    return max(file.stat().st_mtime_ns for file in files_of(path))
+
+
+def known_hash(path: Path, progress: Progress | None = None) -> str:
+    """`content_hash` of what lies outside the cache, remembered by path, size, modification time and inode.
+
+    Raises:
+        OSError: when it cannot be read.
         CacheError: when the hash cannot be remembered.
     """
-    state = path.stat()
-    identity = f"{path}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ino}"
+    states = [(file.name, file.stat()) for file in files_of(path)]
+    identity = f"{path}\0" + "\0".join(f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ino}" for name, s in states)
     note = folder("hashes") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     remembered = _read_json(note, _Note)
     if remembered is not None and remembered.identity == identity:
         return remembered.sha256
-    digest = hash_file(path, progress)
+    digest = content_hash(path, progress)
     write_json(note, _Note(identity=identity, sha256=digest))
     return digest
 
@@ -176,18 +202,21 @@ class _Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 def place(temporary: Path, target: Path, artifact: Artifact) -> Artifact:
-    """Give a finished, verified file its final name, and write its marker; the artifact with its final path.
+    """Give a finished, verified file or folder its final name, and write its marker; the artifact with its final path.
 
     Raises:
         CacheError: when the cache cannot be written.
     """
     with cache_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        for part in files_of(temporary):
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        if target.is_dir():  # a folder cannot be renamed over another
+            shutil.rmtree(target)
         temporary.replace(target)
         _sync_folder(target.parent)
-        mtime_ns = target.stat().st_mtime_ns
+        mtime_ns = _touched_ns(target)
     artifact = msgspec.structs.replace(artifact, path=str(target))
     write_json(marker_of(target), Marker(artifact=artifact, mtime_ns=mtime_ns))
     return artifact
@@ -204,20 +233,20 @@ def find(target: Path, *, verify: bool, progress: Progress | None = None) -> Art
     """
     marker = _read_json(marker_of(target), Marker)
     with cache_errors(target):
-        if marker is None or not target.is_file():
+        if marker is None or not target.exists() or not files_of(target):
             return None
-        state = target.stat()
+        size, mtime_ns = size_of(target), _touched_ns(target)
         artifact = msgspec.structs.replace(marker.artifact, path=str(target))
-        if not verify and state.st_size == artifact.bytes and state.st_mtime_ns == marker.mtime_ns:
+        if not verify and size == artifact.bytes and mtime_ns == marker.mtime_ns:
             return artifact
-        actual = hash_file(target, progress)
+        actual = content_hash(target, progress)
         if actual != artifact.sha256:
-            target.unlink(missing_ok=True)
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             raise ArtifactError(
                 f"{target} is damaged: its sha256 is {actual}, not {artifact.sha256}; it has been removed.",
                 "run the same command again; if it happens twice, check the disk.",
             )
-    write_json(marker_of(target), Marker(artifact=artifact, mtime_ns=state.st_mtime_ns))
+    write_json(marker_of(target), Marker(artifact=artifact, mtime_ns=mtime_ns))
     return artifact
 
 

@@ -1,29 +1,31 @@
-"""A file that already lies on this machine, as an artifact."""
+"""What already lies on this machine, as an artifact: a GGUF, an ONNX export of ours, a Hugging Face folder."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from edgebench.artifacts.cache import Progress, known_hash
+import msgspec
+
+from edgebench.artifacts.cache import Progress, known_hash, size_of
 from edgebench.errors import ArtifactError, UsageError
-from edgebench.specs import Artifact
+from edgebench.specs import Artifact, OnnxManifest
 
 _MAGIC = b"GGUF"
 
 
 def describe(path: Path, progress: Progress | None = None) -> Artifact:
-    """Check that a file begins like a GGUF, and hash it. Its precision is ``shipped``: only its own header tells it.
+    """Look what it is, and hash it. The precision of a GGUF is ``shipped``: only its own header tells it.
 
     Raises:
-        UsageError: when there is no readable, non-empty, regular file.
-        ArtifactError: when it is not a GGUF file.
+        UsageError: when there is no readable, non-empty, regular file, and no folder of a known kind.
+        ArtifactError: when the file is not a GGUF, or the description of an export is damaged.
         CacheError: when the hash cannot be remembered.
     """
     try:
         path = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop of links
-        _require_gguf(path)
-        size, sha256 = path.stat().st_size, known_hash(path, progress)
+        form, precision = _kind(path)
+        size, sha256 = size_of(path), known_hash(path, progress)
     except FileNotFoundError as error:
         raise UsageError(
             f"There is no file {path}.", "check the path, or see edgebench models list for ids."
@@ -33,13 +35,30 @@ def describe(path: Path, progress: Progress | None = None) -> Artifact:
             f"{path} cannot be read: {error.strerror or error}.", "check the path and its rights."
         ) from error
     return Artifact(
-        model=path.stem, precision="shipped", format="gguf", path=str(path), bytes=size, sha256=sha256, origin=str(path)
+        model=path.stem, precision=precision, format=form, path=str(path), bytes=size, sha256=sha256, origin=str(path)
+    )
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """(format, precision) of a file or folder."""
+    if not path.is_dir():
+        _require_gguf(path)
+        return "gguf", "shipped"
+    if (path / "edgebench.json").is_file():
+        try:
+            manifest = msgspec.json.decode((path / "edgebench.json").read_bytes(), type=OnnxManifest)
+        except msgspec.DecodeError as error:
+            raise ArtifactError(f"{path}/edgebench.json is damaged: {error}.", "export the model again.") from error
+        return "onnx", manifest.precision
+    if (path / "config.json").is_file():
+        return "hf", "shipped"
+    raise UsageError(
+        f"{path} is a folder without config.json or edgebench.json.",
+        "give a .gguf file, a Hugging Face folder, or a folder made by edgebench export.",
     )
 
 
 def _require_gguf(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder.", "give the path of one .gguf file.")
     if not path.is_file():  # opening a pipe would wait for ever
         raise UsageError(f"{path} is not a regular file.", "give the path of one .gguf file.")
     with path.open("rb") as file:

@@ -89,6 +89,8 @@ class Checkpoint(Protocol):
     path: Path
     architecture: Architecture
     config: ModelConfig
+    first_token: int | None
+    """The begin-of-sequence token if the model wants one."""
 
     def names(self) -> Iterator[str]:
         """All tensors under llama.cpp's names, suffix (``.weight``, ``.bias``) included, in file order."""
@@ -116,6 +118,10 @@ class Checkpoint(Protocol):
 
     def blocks(self, name: str) -> Blocks | None:
         """Its stored blocks with rows in the convention above; None where it is not stored in blocks."""
+        ...
+
+    def vocabulary_file(self) -> bytes:
+        """The tokenizer as a GGUF without tensors, as llama.cpp reads it (``vocab_only``)."""
         ...
 
     def close(self) -> None:

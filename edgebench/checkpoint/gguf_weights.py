@@ -48,6 +48,7 @@ class GGUFWeights:
             if self._file.size != self.header.file_bytes:
                 raise self._damaged("was changed while it was opened")
             self.config: ModelConfig = _Keys(self.header, path).config(self)
+            self.first_token = self._first_token()
             self._check()
         except EdgebenchError:
             self.close()
@@ -63,6 +64,13 @@ class GGUFWeights:
         if misfit.wanted is None:
             raise self._damaged(f"has the tensor {shown(misfit.name)}, which {self.architecture.name} does not use")
         raise self._damaged(f"has the tensor {misfit.name} of shape {list(misfit.found)}, not {list(misfit.wanted)}")
+
+    def _first_token(self) -> int | None:
+        """As llama.cpp decides: the key if there is one, else only sentencepiece vocabularies want it."""
+        keys = self.header.metadata
+        wanted = keys.get("tokenizer.ggml.add_bos_token", keys.get("tokenizer.ggml.model") == "llama")
+        token = keys.get("tokenizer.ggml.bos_token_id")
+        return token if wanted and isinstance(token, int) else None
 
     def _damaged(self, what: str) -> ArtifactError:
         return ArtifactError(f"{self.path} {what}.", "get it again, or convert it from the original weights.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ def read_object(path: Path, next_step: str) -> dict[str, Any]:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path} is not a regular file.", next_step)
         with path.open("rb") as file:
-            text = file.read(_LONGEST + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > _LONGEST:
+                raise ArtifactError(f"{path} is longer than {_LONGEST >> 20} MiB.", "get it again.")
+            text = file.read(size)  # without a number it would be read however long it has become
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.", next_step) from error
-    if len(text) > _LONGEST:
-        raise ArtifactError(f"{path} is longer than {_LONGEST >> 20} MiB.", "get it again.")
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -68,6 +68,10 @@ class Progress:
             self._next_plain_s = time.monotonic() + _PLAIN_EVERY_S
             self.say(text)
 
+    def share(self, what: str, done: int, total: int) -> None:
+        """How far a step is; only drawn on a terminal."""
+        self._show(f"{what} [{'#' * round(24 * done / max(1, total)):<24}] {done} of {total} tensors")
+
     def step(self, text: str) -> None:
         """A step that takes a moment."""
         if self._live:

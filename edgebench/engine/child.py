@@ -20,7 +20,7 @@ from typing import BinaryIO
 import msgspec
 
 from edgebench import cgroups
-from edgebench.engine.messages import Job, Phase, Ready, Reply
+from edgebench.engine.messages import Advance, Job, Phase, Piece, Ready, Reply
 from edgebench.engine.protocol import Attempt, Exit, Limits
 from edgebench.errors import HostError
 from edgebench.host import Host
@@ -108,7 +108,7 @@ class Child:
 
     def _take(self, message: Reply, on_message: Callable[[Reply], None]) -> None:
         self.attempt.hear(message, self._host.monotonic_ns())
-        if isinstance(message, (Ready, Phase)):
+        if isinstance(message, (Ready, Phase, Advance, Piece)):
             on_message(message)
         if isinstance(message, Ready):
             self._order(b"go")

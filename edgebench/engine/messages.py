@@ -48,13 +48,36 @@ class QuantizeJob(Message, frozen=True, kw_only=True, tag="quantize"):
     threads: int
 
 
+class ExportJob(Message, frozen=True, kw_only=True, tag="export"):
+    """Make an artifact of another format from a checkpoint: a GGUF file or a Hugging Face folder."""
+
+    source: str
+    target: str
+    """An empty folder for ``onnx``, a file for ``gguf``."""
+    to: Literal["onnx", "gguf"]
+    precision: str
+    context: int | None = None
+    accuracy_level: int = 4
+
+
+class GenerateJob(Message, frozen=True, kw_only=True, tag="generate"):
+    """Continue a prompt greedily."""
+
+    trial: TrialSpec
+    prompt: str
+    system: str = ""
+    chat: bool = False
+    """Put the prompt into the model's chat template."""
+    max_tokens: int = 128
+
+
 class AboutJob(Message, frozen=True, kw_only=True, tag="about"):
     """Say which version and build a runtime is."""
 
     runtime: str
 
 
-Job = MeasureJob | ThreadSearchJob | QuantizeJob | AboutJob
+Job = MeasureJob | ThreadSearchJob | QuantizeJob | ExportJob | GenerateJob | AboutJob
 
 
 # --- child to parent
@@ -99,12 +122,31 @@ class Measured(Message, frozen=True, kw_only=True, tag="memory"):
     phase: MemoryPhase
 
 
+class Advance(Message, frozen=True, kw_only=True, tag="advance"):
+    """How far a long step is."""
+
+    done: int
+    total: int
+
+
+class Piece(Message, frozen=True, kw_only=True, tag="piece"):
+    """Generated text, as it comes."""
+
+    text: str
+
+
 class Finished(Message, frozen=True, kw_only=True, tag="finished"):
     """All is done; the child exits with status 0."""
 
     engine_memory: EngineMemory | None = None
     greedy: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    generated: tuple[int, ...] = ()
+    """Tokens that a generation chose."""
+    prompt_tokens: int = 0
+    ttft_s: float = 0.0
+    decode_s: float = 0.0
+    """From the first token to the last."""
 
 
 class Failed(Message, frozen=True, kw_only=True, tag="failed"):
@@ -116,4 +158,4 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     detail: str = ""
 
 
-Reply = Phase | Ready | About | Opened | Timed | Measured | Finished | Failed
+Reply = Phase | Ready | About | Opened | Timed | Measured | Advance | Piece | Finished | Failed

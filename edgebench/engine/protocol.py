@@ -24,7 +24,7 @@ from edgebench.records import Block, Failure, Loaded, Mark, MemoryPhase, Outcome
 
 _NAMED = frozenset(signal.Signals)
 _TOLD_TO_STOP = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU})
-_BEFORE_BLOCKS = frozenset({"start", "load", "quantize"})
+_BEFORE_BLOCKS = frozenset({"start", "load", "quantize", "export"})
 _SMALLER = "choose a smaller precision or context, or free memory (see edgebench doctor)."
 _ALLOCATION = re.compile(r"bad_alloc|(failed|unable) to allocate|cannot allocate memory|out of memory", re.IGNORECASE)
 """What engines and the C++ library say when an allocation fails; they abort or crash right after."""
@@ -88,7 +88,7 @@ class Attempt:
             self.memory.append(message.phase)
         elif isinstance(message, Failed):
             self.failed = message
-        else:
+        elif isinstance(message, Finished):
             self.finished = message
 
     def _allowed_s(self) -> float:

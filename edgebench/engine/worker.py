@@ -16,12 +16,14 @@ from typing import BinaryIO
 
 import msgspec
 
-from edgebench.engine import measure
+from edgebench.engine import export, generate, measure
 from edgebench.engine.messages import (
     About,
     AboutJob,
+    ExportJob,
     Failed,
     Finished,
+    GenerateJob,
     Job,
     Phase,
     QuantizeJob,
@@ -94,10 +96,14 @@ def _do(job: Job, channel: Channel, host: Host) -> Finished:
     if isinstance(job, QuantizeJob):
         channel.say(Phase(name="quantize", t_ns=host.monotonic_ns()))
         return Finished(notes=quantize(job.source, job.target, job.precision, job.threads, channel.note))
+    if isinstance(job, ExportJob):
+        return export.do(job, channel, host)
     runtime: Runtime = load("runtimes", job.trial.runtime).RUNTIME
     channel.say(_about(runtime))
     if job.trial.settings.cpus and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.trial.settings.cpus)
+    if isinstance(job, GenerateJob):
+        return generate.generate(job, runtime, channel)
     if isinstance(job, ThreadSearchJob):
         return measure.search_threads(job, runtime, channel, host)
     return measure.measure(job, runtime, channel, host)

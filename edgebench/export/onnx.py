@@ -3,7 +3,8 @@
     model.onnx       the graph for speed: logits of the last token
     scoring.onnx     the graph for scores: logits of every token
     weights.data     what both refer to, each tensor once
-    tokenizer.gguf   or tokenizer.json: the vocabulary
+    tokenizer.gguf   the vocabulary, as llama.cpp reads it
+    edgebench.json   what all this is, readable without onnx
 
 Tensors are read, rounded and written one at a time, so memory stays near that of the largest one.
 """
@@ -23,22 +24,14 @@ from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
 from edgebench.export.onnx_data import DataFile, Place
 from edgebench.export.onnx_graph import DecoderGraph, Stored, Weights
+from edgebench.export.onnx_limits import LONGEST_TABLE
+from edgebench.specs import OnnxManifest
 
 PRECISIONS = ("fp32", "int8", "int4", "int4-mixed", "as-stored")
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "weights.data"
-LONGEST_TABLE = 8192
-"""Tokens of rotary tables by default; a longer context is asked for, because the tables take room."""
+TOKENIZER, MANIFEST = "tokenizer.gguf", "edgebench.json"
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _EMBEDDING, _HEAD = "token_embd", "output"
-
-
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader of the result must know."""
-
-    notes: tuple[str, ...]
-    parameters: int
-    weight_bytes: int
-    """Bytes of all weights in the data file, scales included, each once."""
 
 
 def export(
@@ -48,9 +41,8 @@ def export(
     *,
     context: int | None = None,
     accuracy_level: int = 4,
-    metadata: dict[str, str] | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
-) -> Told:
+) -> OnnxManifest:
     """Write the graphs and their data into an existing empty folder.
 
     Args:
@@ -60,7 +52,6 @@ def export(
             tensors of other block types into int8.
         context: tokens that the rotary tables cover; by default what the model was trained for, at most 8192.
         accuracy_level: MatMulNBits': 4 computes with int8 activations, 0 with floats.
-        metadata: kept in the graphs.
         progress: tensors done, and of how many.
 
     Raises:
@@ -70,30 +61,38 @@ def export(
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision of an ONNX export", precision, PRECISIONS)
-    longest = context or min(checkpoint.config.context, LONGEST_TABLE)
+    config = checkpoint.config
+    longest = context or min(config.context, LONGEST_TABLE)
     writer = _Writer(checkpoint, DataFile(folder / DATA), precision, progress)
     try:
         weights = writer.write_all(longest)
     finally:
         writer.data.close()
-    props = (metadata or {}) | {
-        "edgebench.config": msgspec.json.encode(checkpoint.config).decode(),
-        "edgebench.precision": precision,
-        "edgebench.context": str(longest),
-        "edgebench.parameters": str(writer.parameters),
-        "edgebench.weight_bytes": str(writer.weight_bytes),
-    }
     for name, last_only in ((MODEL, True), (SCORING, False)):
         graph = DecoderGraph(
-            checkpoint.architecture,
-            checkpoint.config,
-            weights,
-            DATA,
-            accuracy_level=accuracy_level,
-            last_only=last_only,
+            checkpoint.architecture, config, weights, DATA, accuracy_level=accuracy_level, last_only=last_only
         )
-        (folder / name).write_bytes(graph.build(props).SerializeToString())
-    return Told(notes=writer.notes(), parameters=writer.parameters, weight_bytes=writer.weight_bytes)
+        (folder / name).write_bytes(graph.build().SerializeToString())
+    (folder / TOKENIZER).write_bytes(checkpoint.vocabulary_file())
+    manifest = OnnxManifest(
+        model=config.name,
+        precision=precision,
+        architecture=config.architecture,
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        vocabulary=config.vocabulary,
+        context=config.context,
+        table_context=longest,
+        parameters=writer.parameters,
+        weight_bytes=writer.weight_bytes,
+        accuracy_level=accuracy_level,
+        same_weights=writer.is_exact,
+        first_token=checkpoint.first_token,
+        notes=writer.notes(),
+    )
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    return manifest
 
 
 class _Writer:
@@ -189,13 +188,14 @@ class _Writer:
         biases = [self._checkpoint.has(f"{name}.bias") for name in tensors]
         if any(biases):
             rows = [
-                self._read(f"{name}.bias")
-                if there
-                else np.zeros(self._checkpoint.shape(f"{name}.weight")[0], np.float32)
+                self._read(f"{name}.bias") if there else np.zeros(self._rows(name), np.float32)
                 for name, there in zip(tensors, biases, strict=True)
             ]
             joined = np.concatenate(rows)
             weights.vectors[f"{key}.bias"] = (self._place(joined), joined.size)
+
+    def _rows(self, name: str) -> int:
+        return self._checkpoint.shape(f"{name}.weight")[0]
 
     def _store(self, group: list[Quantized | npt.NDArray[np.float32]]) -> Stored:
         first = group[0]
@@ -248,6 +248,11 @@ class _Writer:
         layers = self._checkpoint.config.layers
         outer = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
         return name.endswith("ffn_down.weight") and outer
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing was rounded."""
+        return not self._rounded and self._precision in ("fp32", "as-stored")
 
     def notes(self) -> tuple[str, ...]:
         """What a reader must know."""

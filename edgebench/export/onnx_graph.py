@@ -267,8 +267,8 @@ class DecoderGraph:
 
     # --- the whole
 
-    def build(self, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The model; ``metadata`` becomes its metadata_props."""
+    def build(self) -> onnx.ModelProto:
+        """The model."""
         config, post = self._config, self._arch.post_norms
         residual = self._embed()
         x = self._norm(residual, "blk.0.attn_norm", "layer0.attn_norm")
@@ -289,7 +289,7 @@ class DecoderGraph:
             name = "final_norm" if is_last else f"layer{layer + 1}.attn_norm"
             x, residual = self._add_and_norm(x, residual, following, name)
         self._head(x)
-        return self._model(metadata)
+        return self._model()
 
     def _head(self, x: str) -> None:
         head = self._linear(x, ["token_embd" if self._config.tied else "output"], "head")
@@ -300,7 +300,7 @@ class DecoderGraph:
             head = self._node("Mul", [inside, limit], "head.capped")
         self._nodes[-1].output[0] = "logits"
 
-    def _model(self, metadata: dict[str, str]) -> onnx.ModelProto:
+    def _model(self) -> onnx.ModelProto:
         config, tensor = self._config, helper.make_tensor_value_info
         cache: list[str | int | None] = [1, config.kv_heads, "capacity", config.head_dim]
         inputs = [tensor("input_ids", TensorProto.INT64, [1, "S"]), tensor("seqlens_k", TensorProto.INT32, [1])]
@@ -316,6 +316,4 @@ class DecoderGraph:
             self._nodes, config.name or "decoder", inputs, outputs, initializer=list(self._initializers.values())
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(_CONTRIB, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgebench")
-        helper.set_model_props(model, metadata)
-        return model
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgebench")

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable
 
-from edgebench.errors import ArtifactError, UnknownNameError
+from edgebench.errors import ArtifactError
 
 # enum llama_ftype of llama.h: numbers are part of the GGUF format and never reused.
 FILE_TYPES = {
@@ -37,24 +37,13 @@ FILE_TYPES = {
 }
 _FALLBACK = re.compile(r"[0-9]+ of [0-9]+ tensor\(s\) required fallback quantization")
 _ERROR_LEVEL = 4
-
-
-def check_precision(name: str) -> str:
-    """The canonical spelling of a precision.
-
-    Raises:
-        UnknownNameError: with the nearest known one.
-    """
-    lowered = name.lower()
-    if lowered not in FILE_TYPES:
-        raise UnknownNameError("precision", name, (*FILE_TYPES, "shipped"))
-    return lowered
+_Q8_0 = 8  # enum ggml_type
 
 
 def quantize(source: str, target: str, precision: str, threads: int, note: Callable[[str], None]) -> tuple[str, ...]:
     """Write ``target`` at ``precision`` from ``source``; returns what a reader must know.
 
-    ``note`` is given every line that llama.cpp says, as it comes.
+    ``precision`` is a key of ``FILE_TYPES``. ``note`` is given every line that llama.cpp says, as it comes.
 
     Raises:
         ArtifactError: when llama.cpp refuses the source or cannot write the target.
@@ -74,8 +63,11 @@ def quantize(source: str, target: str, precision: str, threads: int, note: Calla
     llama_cpp.llama_log_set(callback, None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
-    params.ftype = FILE_TYPES[check_precision(precision)]
+    params.ftype = FILE_TYPES[precision]
     params.allow_requantize = True
+    if precision == "q4_0":
+        # llama.cpp would take q6_k here, which ONNX cannot hold: q8_0 keeps the twins of both runtimes bit-equal.
+        params.token_embedding_type = params.output_tensor_type = _Q8_0
     status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
     if status != 0:
         reason = next((text for level, text in said if level == _ERROR_LEVEL), "it gave no reason")

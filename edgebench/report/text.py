@@ -13,10 +13,11 @@ from rich.text import Text
 
 from edgebench.analysis.findings import gravest_first
 from edgebench.analysis.summary import Estimate, TrialSummary
+from edgebench.analysis.twins import twins
 from edgebench.records import EngineMemory, Finding
 from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
 
-_WIDE = 114
+_WIDE = 120
 _STYLE = {"invalid": "bold red", "suspect": "yellow", "note": "dim"}
 
 
@@ -26,6 +27,7 @@ def print_result(console: Console, trials: Sequence[TrialSummary]) -> None:
     if not measured:
         return
     print_trials(console, measured)
+    _print_twins(console, measured)
     print_findings(console, measured)
     for reason in sorted({trial.energy.reason for trial in measured if trial.energy.energy_j is None}):
         console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
@@ -33,7 +35,8 @@ def print_result(console: Console, trials: Sequence[TrialSummary]) -> None:
 
 def print_trials(console: Console, trials: Sequence[TrialSummary]) -> None:
     """The table of a session, or one block per trial where it does not fit."""
-    rows = [_Row(trial) for trial in trials]
+    several = len({trial.trial.runtime for trial in trials}) > 1
+    rows = [_Row(trial, name_runtime=several) for trial in trials]
     if console.width >= _WIDE:
         console.print(_table(rows))
         return
@@ -44,9 +47,18 @@ def print_trials(console: Console, trials: Sequence[TrialSummary]) -> None:
                 console.print(f"  {name:<12} {value}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _print_twins(console: Console, trials: Sequence[TrialSummary]) -> None:
+    pairs = twins(trials)
+    if pairs:
+        names = ", ".join(dict.fromkeys(parent.trial.artifact.precision for parent, _ in pairs))
+        runtimes = " and ".join(dict.fromkeys(one.trial.runtime for pair in pairs for one in pair))
+        console.print(f"the same weights, bit for bit, on {runtimes}: {names}", highlight=False, markup=False)
+
+
 def print_findings(console: Console, trials: Sequence[TrialSummary]) -> None:
     """Each kind of finding once per severity: the evidence of the first trial, and the names of the others."""
-    for finding, concerned in _distinct(trials):
+    several = len({trial.trial.runtime for trial in trials}) > 1
+    for finding, concerned in _distinct(trials, name_runtime=several):
         others = f" (likewise {', '.join(concerned[1:])})" if len(concerned) > 1 else ""
         where = "" if len(concerned) == len(trials) and not others else f"{concerned[0]}{others}: "
         line = Text(f"{finding.severity}: {finding.kind}: ", style=_STYLE[finding.severity])
@@ -55,26 +67,23 @@ def print_findings(console: Console, trials: Sequence[TrialSummary]) -> None:
         console.print(Text(f"  -> {finding.remedy}", style="dim"))
 
 
-def _distinct(trials: Sequence[TrialSummary]) -> list[tuple[Finding, list[str]]]:
+def _distinct(trials: Sequence[TrialSummary], *, name_runtime: bool) -> list[tuple[Finding, list[str]]]:
     found: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
     for trial in trials:
         for finding in trial.findings:
             entry = found.setdefault((finding.kind, finding.severity), (finding, []))
-            if _label(trial) not in entry[1]:
-                entry[1].append(_label(trial))
+            label = trial.trial.artifact.precision + (f" {trial.trial.runtime}" if name_runtime else "")
+            if label not in entry[1]:
+                entry[1].append(label)
     order = {"invalid": 0, "suspect": 1, "note": 2}
     return sorted(found.values(), key=lambda entry: order[entry[0].severity])
-
-
-def _label(trial: TrialSummary) -> str:
-    return trial.trial.artifact.precision
 
 
 class _Row:
     """The cells of one trial as text."""
 
-    def __init__(self, trial: TrialSummary) -> None:
-        self._trial = trial
+    def __init__(self, trial: TrialSummary, *, name_runtime: bool) -> None:
+        self._trial, self._name_runtime = trial, name_runtime
         artifact = trial.trial.artifact
         self.title = f"{artifact.model} {artifact.precision} on {trial.trial.runtime}"
 
@@ -87,6 +96,7 @@ class _Row:
             threads = f"{settings.threads} / {settings.threads_batch}"
         cells = {
             "precision": artifact.precision,
+            **({"runtime": trial.trial.runtime} if self._name_runtime else {}),
             "bpw": f"{trial.loaded.bits_per_weight:.2f}" if trial.loaded else "",
             "file MiB": format_bytes_mib(artifact.bytes) if artifact.bytes else "",
             "threads": threads,
@@ -137,7 +147,7 @@ def _table(rows: Sequence[_Row]) -> Table:
     columns = list(dict.fromkeys(name for row in cells for name in row))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in columns:
-        table.add_column(name, justify="left" if name in ("precision", "finding", "result") else "right")
+        table.add_column(name, justify="left" if name in ("precision", "runtime", "finding", "result") else "right")
     for row in cells:
         table.add_row(*(Text(row.get(name, "")) for name in columns))
     return table

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebench.records import EngineMemory, Fact, Loaded
-from edgebench.specs import Artifact, Settings, TrialSpec
+from edgebench.specs import Artifact, KVType, Settings, TrialSpec
 
 
 class Context(Protocol):
@@ -88,6 +88,11 @@ class Runtime(Protocol):
     """Whether ``profile`` uses it without being asked."""
     package: str
     """What to pip install when it is missing; empty when nothing is needed."""
+
+    kv_types: tuple[KVType, ...]
+    """Types of KV cache that it has; the first is its default."""
+    one_pool: bool
+    """Whether prefill and decode share one pool of threads, and so one thread count."""
 
     def installed(self) -> bool:
         """Whether its library can be found, without importing it."""

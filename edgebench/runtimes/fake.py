@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from edgebench.errors import UnknownNameError, UsageError
 from edgebench.records import EngineMemory, Fact, Loaded
-from edgebench.specs import Settings, TrialSpec
+from edgebench.specs import KVType, Settings, TrialSpec
 
 VOCABULARY = 256
 
@@ -179,6 +179,8 @@ class Fake:
     formats = ("fake",)
     default = False
     package = ""
+    kv_types: tuple[KVType, ...] = ("f16",)
+    one_pool = False
 
     def installed(self) -> bool:
         return True

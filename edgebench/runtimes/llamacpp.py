@@ -27,7 +27,7 @@ import numpy.typing as npt
 from edgebench.errors import ArtifactError
 from edgebench.records import EngineMemory, Fact, Loaded
 from edgebench.runtimes._llamacpp_log import EngineLog
-from edgebench.specs import Settings, TrialSpec
+from edgebench.specs import KVType, Settings, TrialSpec
 
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -228,6 +228,8 @@ class LlamaCpp:
     formats = ("gguf",)
     default = True
     package = "llama-cpp-python"
+    kv_types: tuple[KVType, ...] = ("f16", "f32", "q8_0")
+    one_pool = False
 
     def installed(self) -> bool:
         return importlib.util.find_spec("llama_cpp") is not None

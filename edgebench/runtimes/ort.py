@@ -23,21 +23,9 @@ import numpy.typing as npt
 from edgebench.errors import ArtifactError
 from edgebench.host import Host
 from edgebench.records import EngineMemory, Fact, Loaded
-from edgebench.specs import Settings, TrialSpec
+from edgebench.specs import KVType, OnnxManifest, Settings, TrialSpec
 
 _ERRORS_ONLY = 3
-
-
-class _Shape(msgspec.Struct, frozen=True):
-    """What the runner needs of the graph's own description."""
-
-    architecture: str
-    name: str
-    layers: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context: int
 
 
 class OrtContext:
@@ -45,7 +33,7 @@ class OrtContext:
 
     def __init__(self, model: OrtModel, n_ctx: int, settings: Settings) -> None:
         self._model, self._n_ctx, self._settings = model, n_ctx, settings
-        shape = model.shape
+        shape = model.manifest
         self.n_past = 0
         cache = (1, shape.kv_heads, n_ctx, shape.head_dim)
         self._cache = [np.zeros(cache, np.float32) for _ in range(2 * shape.layers)]
@@ -156,27 +144,24 @@ class OrtModel:
         self._ort, self._trial, self._note = onnxruntime, trial, note
         self._path = Path(trial.artifact.path) / "model.onnx"
         self._host = Host()
+        self.manifest = _read_manifest(self._path.parent)
         self._sessions: dict[int, Any] = {}
         before = self._anonymous()
         started = time.monotonic_ns()
         session = self.session(trial.settings.threads)
         load_s = (time.monotonic_ns() - started) / 1e9
         self._prepacked = max(0, self._anonymous() - before)
-        props = session.get_modelmeta().custom_metadata_map
-        self.shape = msgspec.json.decode(props["edgebench.config"], type=_Shape)
-        names = {item.name for item in session.get_inputs()}
-        self.wants_positions = "position_ids" in names
-        self.first_token: int | None = None
+        self.wants_positions = any(item.name == "position_ids" for item in session.get_inputs())
+        self.first_token = self.manifest.first_token
         self._kv_bytes = 0
-        self._weight_bytes = int(props["edgebench.weight_bytes"])
         self.loaded = Loaded(
             load_s=load_s,
-            parameters=int(props["edgebench.parameters"]),
-            weight_bytes=self._weight_bytes,
-            context_trained=self.shape.context,
-            vocabulary=self.shape.vocabulary,
-            architecture=self.shape.architecture,
-            description=f"{self.shape.architecture} {props['edgebench.precision']}",
+            parameters=self.manifest.parameters,
+            weight_bytes=self.manifest.weight_bytes,
+            context_trained=self.manifest.context,
+            vocabulary=self.manifest.vocabulary,
+            architecture=self.manifest.architecture,
+            description=f"{self.manifest.architecture} {self.manifest.precision}",
         )
 
     def _anonymous(self) -> int:
@@ -205,17 +190,28 @@ class OrtModel:
         return self._ort.OrtValue.ortvalue_from_numpy(values)
 
     def context(self, n_ctx: int, settings: Settings) -> OrtContext:
-        shape = self.shape
+        shape = self.manifest
         self._kv_bytes = max(self._kv_bytes, 2 * 4 * shape.layers * shape.kv_heads * shape.head_dim * n_ctx)
         return OrtContext(self, n_ctx, settings)
 
     def memory(self) -> EngineMemory | None:
         return EngineMemory(
-            weights={"file": self._weight_bytes, "prepacked": self._prepacked}, kv=self._kv_bytes, compute=0, output=0
+            weights={"file": self.manifest.weight_bytes, "prepacked": self._prepacked}, kv=self._kv_bytes, compute=0, output=0
         )
 
     def close(self) -> None:
         self._sessions.clear()
+
+
+def _read_manifest(folder: Path) -> OnnxManifest:
+    try:
+        return msgspec.json.decode((folder / "edgebench.json").read_bytes(), type=OnnxManifest)
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} has no readable edgebench.json: {error.strerror}.", "make it with edgebench export."
+        ) from error
+    except msgspec.DecodeError as error:
+        raise ArtifactError(f"{folder}/edgebench.json is damaged: {error}.", "export the model again.") from error
 
 
 def _refusal(path: Path, error: Exception) -> Exception:
@@ -232,6 +228,8 @@ class Ort:
     formats = ("onnx",)
     default = True
     package = "onnxruntime"
+    kv_types: tuple[KVType, ...] = ("f32",)
+    one_pool = True
 
     def installed(self) -> bool:
         return importlib.util.find_spec("onnxruntime") is not None

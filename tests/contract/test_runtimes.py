@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgebench.artifacts.cache import size_of
 from edgebench.errors import ArtifactError
 from edgebench.records import Fact
 from edgebench.registry import load, names
@@ -25,7 +26,7 @@ WITH_FILES = [name for name, runtime in RUNTIMES.items() if runtime.formats != (
 
 
 def trial_of(runtime: Runtime, path: Path, form: str) -> TrialSpec:
-    size = path.stat().st_size if path.is_file() else 2000
+    size = size_of(path) if path.exists() else 2000
     artifact = Artifact(model="tiny", precision="f32", format=form, path=str(path), bytes=size, sha256="0" * 64)
     return TrialSpec(
         artifact=artifact, runtime=runtime.name, settings=SETTINGS, workloads=(parse_workload(f"tg{CAPACITY}"),)
@@ -41,9 +42,9 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 
 
 @pytest.fixture
-def trial(runtime: Runtime, tiny_gguf: Path) -> TrialSpec:
+def trial(runtime: Runtime, tiny_gguf: Path, tiny_onnx: Path) -> TrialSpec:
     """A trial on a tiny artifact of a format that the runtime reads."""
-    files = {"gguf": tiny_gguf, "fake": Path("scripted")}
+    files = {"gguf": tiny_gguf, "onnx": tiny_onnx, "fake": Path("scripted")}
     form = next((form for form in runtime.formats if form in files), None)
     assert form is not None, f"teach this fixture to make a tiny file for {runtime.name}: {runtime.formats}"
     return trial_of(runtime, files[form], form)

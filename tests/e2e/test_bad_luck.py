@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 HOST = Host()
 PATIENT = Limits(load_s=60, block_s=60)
-ONE = ("--precision", "shipped", "--threads", "1", "--workload", "tg8", "--budget", "1ms")
+ANY = ("--precision", "shipped", "--threads", "1", "--workload", "tg8", "--budget", "1ms")
+ONE = (*ANY, "--runtime", "llamacpp")
 
 
 # --- children, one at a time ------------------------------------------------------------------------------------------
@@ -265,6 +266,27 @@ def test_a_damaged_file_is_told_and_harms_nobody(cli: Cli, tiny_gguf: Path, kind
     cli.here("profile", "--model", path, *ONE).complains(code, word)
 
 
+@pytest.mark.parametrize(
+    ("kind", "code", "word"),
+    [
+        ("truncated data", 3, "truncated"),
+        ("random bytes after the version", 3, "more than fit"),
+        ("unknown architecture", 3, "lhama"),
+        ("too many layers", 3, "blk.2.attn_norm.weight"),
+        ("no layers", 3, "llama.block_count"),
+        ("a missing layer", 3, "blk.2"),
+        ("no heads", 3, "llama.attention.head_count"),
+        ("another width", 3, "shape"),
+        ("no words", 3, "0 words"),
+    ],
+)
+def test_a_damaged_file_is_told_by_the_exporter_too(cli: Cli, tiny_gguf: Path, kind: str, code: int, word: str):
+    path = cli.folder / "damaged.gguf"
+    path.write_bytes(damaged(kind, tiny_gguf.read_bytes()))
+    cli.here("profile", "--model", path, *ANY, "--runtime", "ort").complains(code, word)
+    assert not list(cli.cache.rglob("*.onnx"))
+
+
 def test_an_abort_of_the_engine_quotes_the_assertion_and_keeps_the_log(cli: Cli, tiny_gguf: Path):
     path = cli.folder / "deep.gguf"
     path.write_bytes(damaged("too many layers", tiny_gguf.read_bytes()))
@@ -317,9 +339,18 @@ def test_a_cache_that_cannot_be_written_is_told(cli: Cli, tiny_gguf: Path, preci
 def test_a_full_disk_under_the_cache_costs_the_precisions_that_need_it(cli: Cli, tiny_gguf: Path):
     assert cli.here("profile", "--model", tiny_gguf, *ONE).code == 0  # makes the store, and remembers the hash
     options = ("--threads", "1", "--workload", "tg8", "--budget", "1ms", "--precision", "shipped,f16", "--json")
+    options += ("--runtime", "llamacpp")
     done = cli("profile", "--model", tiny_gguf, *options, before=largest_file(tiny_gguf.stat().st_size // 2))
     done.complains(4, "f16", "free space")
     assert not list(cli.cache.rglob("f16*"))
+
+
+def test_a_full_disk_leaves_no_export_that_looks_finished(cli: Cli, tiny_gguf: Path):
+    options = (*ANY, "--runtime", "ort", "--json")
+    cli.here("profile", "--model", tiny_gguf, *ONE)  # makes the store, and remembers the hash
+    done = cli("profile", "--model", tiny_gguf, *options, before=largest_file(tiny_gguf.stat().st_size // 2))
+    done.complains(3, "free space")
+    assert not list(cli.cache.rglob("*.onnx"))
 
 
 def largest_file(size: int) -> str:

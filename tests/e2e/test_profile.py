@@ -289,7 +289,8 @@ def test_a_search_that_fails_is_told(cli: Cli):
 
 def test_a_real_engine_measures_what_was_asked(tiny: tuple[Cli, dict[str, Any]]):
     _, document = tiny
-    assert len(document["runs"]) == 9
+    assert {run["trial"]["runtime"] for run in document["runs"]} == {"llamacpp", "ort"}
+    assert len(document["runs"]) == 18
     for run in document["runs"]:
         steps = {block["workload"]: len(block["step_ns"]) for block in run["blocks"]}
         assert steps == {"pp32": 1, "tg16": 16, "tg8@d32": 8}
@@ -303,10 +304,11 @@ def test_the_real_bits_per_weight_come_from_the_file(tiny: tuple[Cli, dict[str, 
     bits = {}
     for trial in document["trials"]:
         loaded = trial["loaded"]
-        bits[trial["trial"]["artifact"]["precision"]] = 8 * loaded["weight_bytes"] / loaded["parameters"]
-    assert bits["f32"] == 32
-    assert 8.5 <= bits["q8_0"] < 9
-    assert 4.5 < bits["q4_k_m"] < bits["q8_0"]
+        key = trial["trial"]["runtime"], trial["trial"]["artifact"]["precision"]
+        bits[key] = 8 * loaded["weight_bytes"] / loaded["parameters"]
+    assert bits["llamacpp", "f32"] == bits["ort", "f32"] == 32
+    assert 8.5 <= bits["llamacpp", "q8_0"] < 9 <= bits["ort", "q8_0"] < 9.5  # half and single precision scales
+    assert 4.5 < bits["llamacpp", "q4_k_m"] < bits["llamacpp", "q8_0"]
 
 
 def test_a_precision_that_the_model_does_not_allow_is_a_finding(tiny: tuple[Cli, dict[str, Any]]):
@@ -324,7 +326,7 @@ def test_the_same_artifact_says_the_same_in_every_process(tiny: tuple[Cli, dict[
     said: dict[str, set[tuple[int, ...]]] = {}
     for run in document["runs"]:
         said.setdefault(run["trial"]["artifact"]["sha256"], set()).add(tuple(run["greedy"]))
-    assert len(said) == 3
+    assert len(said) == 6
     assert all(len(tokens) == 1 and len(next(iter(tokens))) == 8 for tokens in said.values())
 
 
@@ -334,8 +336,23 @@ def test_what_was_quantized_once_is_not_quantized_again(tiny: tuple[Cli, dict[st
     again = cli.here("profile", "--model", tiny_gguf, *options)
     assert again.code == 0
     assert "making" not in again.err
-    before = {trial["trial"]["artifact"]["precision"]: trial["trial"]["artifact"] for trial in document["trials"]}
-    assert again.json["trials"][0]["trial"]["artifact"] == before["q8_0"]
+    assert "exporting" not in again.err
+    before = {
+        (trial["trial"]["runtime"], trial["trial"]["artifact"]["precision"]): trial["trial"]["artifact"]
+        for trial in document["trials"]
+    }
+    for trial in again.json["trials"]:
+        assert trial["trial"]["artifact"] == before[trial["trial"]["runtime"], "q8_0"]
+
+
+def test_both_runtimes_of_a_precision_stand_together_and_hold_the_same_weights(tiny: tuple[Cli, dict[str, Any]]):
+    _, document = tiny
+    order = [(trial["trial"]["artifact"]["precision"], trial["trial"]["runtime"]) for trial in document["trials"]]
+    assert order == [(name, runtime) for name in ("f32", "q8_0", "q4_k_m") for runtime in ("llamacpp", "ort")]
+    greedy = {
+        (run["trial"]["runtime"], run["trial"]["artifact"]["precision"]): run["greedy"] for run in document["runs"]
+    }
+    assert greedy["llamacpp", "f32"] == greedy["ort", "f32"]
 
 
 def test_a_workload_longer_than_the_trained_context_is_refused(shared: Cli, tiny_gguf: Path):
@@ -348,7 +365,8 @@ def test_it_is_measured_when_forced_and_doubted(shared: Cli, tiny_gguf: Path):
     options = ("--precision", "shipped", "--threads", "1", "--budget", "1ms", "--json")
     done = shared.here("profile", "--model", tiny_gguf, "--workload", "tg8@d600", "--force-context", *options)
     assert done.code == 0
-    assert "context_forced" in {finding["kind"] for finding in done.json["trials"][0]["findings"]}
+    for trial in done.json["trials"]:
+        assert "context_forced" in {finding["kind"] for finding in trial["findings"]}
 
 
 # --- wrong requests ---------------------------------------------------------------------------------------------------

@@ -298,8 +298,9 @@ def slow_index():
 
 
 PULL = """
-import sys, msgspec
+import signal, sys, msgspec
 from edgebench import artifacts
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs without one
 from edgebench.specs import ModelCard
 card = msgspec.json.decode(sys.argv[1], type=ModelCard)
 print(artifacts.obtain_card(card, progress=lambda what, done, total: print(what, done, total, flush=True)).sha256)

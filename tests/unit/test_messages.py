@@ -10,13 +10,17 @@ import pytest
 from edgebench.engine.messages import (
     About,
     AboutJob,
+    Advance,
+    ExportJob,
     Failed,
     Finished,
+    GenerateJob,
     Job,
     Measured,
     MeasureJob,
     Opened,
     Phase,
+    Piece,
     QuantizeJob,
     Ready,
     Reply,
@@ -50,6 +54,8 @@ JOBS: list[Job] = [
     MeasureJob(trial=TRIAL, round=3, budget_s=0.5),
     ThreadSearchJob(trial=TRIAL, counts=(1, 2, 4)),
     QuantizeJob(source="/a\nb", target="c", precision="q8_0", threads=2),
+    ExportJob(source="/a b", target="/c", to="onnx", precision="int4", context=10),
+    GenerateJob(trial=TRIAL, prompt="a\nü", system="s", chat=True, max_tokens=3),
     AboutJob(runtime="llamacpp"),
 ]
 REPLIES: list[Reply] = [
@@ -69,6 +75,8 @@ REPLIES: list[Reply] = [
     ),
     Timed(block=BLOCK),
     Measured(phase=MemoryPhase(phase="load", rss_peak=None, anon=1, file=2, swap=0, pss=None)),
+    Advance(done=1, total=2),
+    Piece(text="line\nü"),
     Finished(engine_memory=EngineMemory(weights={"CPU": 1}, kv=2, compute=3, output=4), greedy=(1, 2), notes=("a\nb",)),
     Failed(kind="python-error", says="line\nline", next_step="x", detail="Traceback\n..."),
 ]

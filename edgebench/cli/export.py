@@ -1,0 +1,79 @@
+"""``edgebench export``: a model as an ONNX folder or a GGUF file, without torch."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgebench.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    from edgebench.specs import Artifact
+
+
+@click.command()
+@click.argument("model")
+@click.option("--to", "form", type=click.Choice(["onnx", "gguf"]), required=True, help="Format.")
+@click.option(
+    "--precision",
+    metavar="NAME",
+    required=True,
+    help="The same weights in both formats: shipped, q8_0, q4_0, q4_k_m... ONNX only: fp32, int8, int4, int4-mixed.",
+)
+@click.option("-o", "--output", metavar="PATH", help="Where to; without it, the cache's own copy is named.")
+@click.option("--context", type=click.IntRange(min=1), metavar="N", help="ONNX: tokens that the graph can hold.")
+@click.option("--force", is_flag=True, help="Replace what lies there.")
+@click.option("--accept-license", is_flag=True, help="Accept the model's terms before its first download.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def command(**options: Any) -> int:
+    """Export MODEL to another format or precision, without torch.
+
+    MODEL is a card id, a GGUF file, a Hugging Face folder, or hf:owner/repo/file.gguf.
+    """
+    from rich.console import Console
+
+    from edgebench.artifacts.delivery import deliver
+    from edgebench.cli._progress import Progress
+    from edgebench.derive import Maker, obtain_source, quantizer_version
+    from edgebench.export.precisions import check_precision, formats_of
+    from edgebench.host import Host
+    from edgebench.records import Failure
+    from edgebench.topology import default_threads, read_topology
+
+    teller, host = Progress(Console(stderr=True), quiet=options["quiet"]), Host()
+    precision, form = check_precision(options["precision"]), options["form"]
+    if form not in formats_of(precision):
+        raise UsageError(f"{precision} is not made as {form}.", f"use --to {formats_of(precision)[0]}.")
+    target = Path(options["output"]) if options["output"] else None
+    if target is not None and target.exists() and not options["force"]:
+        raise UsageError(f"{target} exists already.", "give another -o, or add --force to replace it.")
+    source = obtain_source(options["model"], accept_license=options["accept_license"], progress=teller.progress)
+    maker = Maker(host, quantizer_version(host), default_threads(read_topology(host))[0], teller)
+    made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, options["context"])
+    teller.clear()
+    if isinstance(made, Failure):
+        raise ArtifactError(f"{options['model']} could not be exported: {made.says}.", made.next_step)
+    place = Path(made.path) if target is None else deliver(made, target, force=options["force"])
+    _print(made, place, options)
+    return 0
+
+
+def _print(made: Artifact, place: Path, options: dict[str, Any]) -> None:
+    import msgspec
+
+    from edgebench.derive import measured_bits
+    from edgebench.units import format_bytes_mib
+
+    bits = measured_bits(made)
+    if options["as_json"]:
+        document = {**msgspec.to_builtins(made), "path": str(place), "bits_per_weight": bits}
+        click.echo(msgspec.json.encode(document).decode())
+        return
+    click.echo(f"{place}: {format_bytes_mib(made.bytes)} MiB, {bits:.2f} bits per weight")
+    for note in made.quantizer_notes:
+        click.echo(f"note: {note}")
+    click.echo(f"next: edgebench generate {shlex.quote(str(place))} 'Once upon a time'")

@@ -1,0 +1,173 @@
+"""Make the files that trials need from what a model was published as, each once.
+
+GGUF precisions are made by llama.cpp's own quantizer. ONNX folders are exported from them block by block, so that both
+runtimes hold the same weights; precisions that only ONNX has are exported from the published file. What is made lies in
+the cache under the hash of its parent and the name of its maker.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from edgebench import artifacts
+from edgebench.checkpoint.gguf import identify, read_header
+from edgebench.engine.about import about
+from edgebench.engine.child import run_job
+from edgebench.engine.messages import Advance, ExportJob, QuantizeJob, Reply
+from edgebench.engine.protocol import Limits
+from edgebench.errors import ArtifactError
+from edgebench.export.onnx_limits import LONGEST_TABLE
+from edgebench.export.precisions import ONNX_ONLY, SHIPPED
+from edgebench.host import Host
+from edgebench.records import Failure
+from edgebench.specs import Artifact, OnnxManifest
+
+_LIMITS = Limits(load_s=3600.0)
+EXPORTER = "edgebench-onnx-1"
+"""Maker of ONNX folders, part of their place: counted up when the same input gives other bytes."""
+
+
+def needed_context(tokens: int, trained: int | None) -> int | None:
+    """What to ask of an ONNX export for this many tokens: nothing where it holds them without being asked."""
+    return tokens if tokens > min(trained or LONGEST_TABLE, LONGEST_TABLE) else None
+
+
+class Teller(Protocol):
+    """Told what is being made, and how far it is."""
+
+    def step(self, text: str) -> None:
+        """A step that takes a moment."""
+        ...
+
+    def share(self, what: str, done: int, total: int) -> None:
+        """How far a step is."""
+        ...
+
+
+def obtain_source(reference: str, *, accept_license: bool, progress: artifacts.Progress) -> Artifact:
+    """The file or folder that a model was published as, identified by its own header.
+
+    Raises:
+        EdgebenchError: as `edgebench.artifacts.obtain`, and when the header is damaged.
+    """
+    artifact = artifacts.obtain(reference, accept_license=accept_license, progress=progress)
+    return identify(artifact)[0] if artifact.format == "gguf" else artifact
+
+
+def quantizer_version(host: Host) -> str:
+    """Name and version of llama.cpp, part of the identity of what it makes."""
+    return str(about("llamacpp", host).version.value or "unknown llama.cpp")
+
+
+def measured_bits(artifact: Artifact) -> float:
+    """Real bits per weight, from the tensors of the artifact.
+
+    Raises:
+        ArtifactError: when it is damaged.
+    """
+    if artifact.format == "onnx":
+        manifest = read_manifest(artifact)
+        return 8 * manifest.weight_bytes / manifest.parameters
+    return read_header(artifact.path).bits_per_weight
+
+
+def read_manifest(artifact: Artifact) -> OnnxManifest:
+    """What an ONNX export says about itself.
+
+    Raises:
+        ArtifactError: when it is missing or damaged.
+    """
+    return _manifest_in(Path(artifact.path))
+
+
+def _manifest_in(folder: Path) -> OnnxManifest:
+    path = folder / "edgebench.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=OnnxManifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.", "export the model again.") from error
+
+
+class Maker:
+    """Makes artifacts in child processes.
+
+    Args:
+        host: this machine.
+        quantizer: name and version of the engine that quantizes GGUFs.
+        threads: that it may use.
+        teller: told what is being made.
+    """
+
+    def __init__(self, host: Host, quantizer: str, threads: int, teller: Teller) -> None:
+        self._host, self._quantizer, self._threads, self._teller = host, quantizer, threads, teller
+
+    def gguf(self, source: Artifact, precision: str) -> Artifact | Failure:
+        """The GGUF of this precision."""
+        if source.format == "onnx":
+            return _one_way(source)
+        if precision in (SHIPPED, source.precision):
+            return source
+        existing = artifacts.find_derived(source, precision, self._quantizer)
+        if existing is not None:
+            return existing
+        self._teller.step(f"making {precision} of {source.model}")
+        target = artifacts.work_file(".gguf")
+        job = QuantizeJob(source=source.path, target=str(target), precision=precision, threads=self._threads)
+        ended = run_job(job, self._host, _LIMITS)
+        if ended.failure is not None or ended.attempt.finished is None:
+            target.unlink(missing_ok=True)
+            return ended.failure or _silent("quantizer")
+        return artifacts.adopt_derived(source, precision, self._quantizer, target, ended.attempt.finished.notes)
+
+    def onnx(self, source: Artifact, precision: str, context: int | None = None) -> Artifact | Failure:
+        """The ONNX folder of this precision; ``context``: tokens that it must hold, beyond what it does by itself."""
+        if source.format == "onnx":
+            return source if precision in (SHIPPED, source.precision) else _one_way(source)
+        parent = source if precision in ONNX_ONLY else self.gguf(source, precision)
+        if isinstance(parent, Failure):
+            return parent
+        maker = EXPORTER if context is None else f"{EXPORTER}-ctx{context}"
+        name = precision if precision != SHIPPED else parent.precision
+        existing = artifacts.find_derived(parent, name, maker, "onnx")
+        if existing is not None:
+            return existing
+        what = f"exporting {name} of {source.model} to ONNX"
+        self._teller.step(what)
+        target = artifacts.work_file(".onnx")
+        target.mkdir()
+        job = ExportJob(
+            source=parent.path,
+            target=str(target),
+            to="onnx",
+            precision=precision if precision in ONNX_ONLY else "as-stored",
+            context=context,
+        )
+
+        def hear(message: Reply) -> None:
+            if isinstance(message, Advance):
+                self._teller.share(what, message.done, message.total)
+
+        ended = run_job(job, self._host, _LIMITS, hear)
+        if ended.failure is not None or ended.attempt.finished is None:
+            shutil.rmtree(target, ignore_errors=True)
+            return ended.failure or _silent("exporter")
+        notes = (*parent.quantizer_notes, *ended.attempt.finished.notes)
+        exact = _manifest_in(target).same_weights
+        return artifacts.adopt_derived(parent, name, maker, target, notes, form="onnx", same_weights=exact)
+
+
+def _one_way(source: Artifact) -> Failure:
+    return Failure(
+        kind="bad-artifact",
+        says=f"{source.path} is an ONNX export, and nothing else can be made of it",
+        next_step="give the checkpoint it was made from: a GGUF or a Hugging Face folder.",
+        phase="prepare",
+    )
+
+
+def _silent(who: str) -> Failure:
+    return Failure(kind="protocol", says=f"the {who} gave no answer", next_step="try again.", phase="prepare")
