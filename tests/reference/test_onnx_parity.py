@@ -330,6 +330,8 @@ def test_two_continuations_of_a_saved_prefix_give_the_logits_of_transformers(mad
     state = context.save()
     context.prefill(other)
     close(context.logits(), made.judge(prefix + other)[-1])
+    context.clear()
+    context.prefill(random_tokens(PREFIX, seed=12))  # over the prefix
     context.restore(state)
     for token, expected in zip(rest, made.expected[PREFIX:], strict=True):
         context.time_decode([token])
