@@ -132,6 +132,16 @@ def _format(precision: str, runtime: Runtime) -> str | None:
     return next((form for form in formats_of(precision) if form in runtime.formats), None)
 
 
+def one_runtime(request: Request) -> str:
+    """The first runtime of a request that can have its precision.
+
+    Raises:
+        UsageError: when none can.
+    """
+    runtimes, precisions, _ = check(request)
+    return next(runtime.name for runtime in runtimes if _format(precisions[0], runtime))
+
+
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,8 @@ class Rope(Spec, frozen=True, kw_only=True):
     """Rotary position embedding: ``angle(position, i) = position * frequency_i``.
 
     ``factors`` divide the frequencies one by one (Llama 3's scaling, LongRoPE), ``scale`` divides them all (linear),
-    and ``attention_factor`` multiplies both cosine and sine.
+    and ``attention_factor`` multiplies both cosine and sine. LongRoPE has a second set: ``long_factors`` take the place
+    of ``factors``, at every position, in a context made for more than ``original`` tokens.
     """
 
     base: float
@@ -33,6 +34,10 @@ class Rope(Spec, frozen=True, kw_only=True):
     scale: float = 1.0
     factors: tuple[float, ...] = ()
     """Empty, or one for each pair: ``dimensions / 2``."""
+    long_factors: tuple[float, ...] = ()
+    """LongRoPE's, as many; empty for all others."""
+    original: int | None = None
+    """Tokens of the context it was first trained for; given where there are ``long_factors``."""
     attention_factor: float = 1.0
 
 
@@ -84,8 +89,6 @@ class Checkpoint(Protocol):
     path: Path
     architecture: Architecture
     config: ModelConfig
-    first_token: int | None
-    """The begin-of-sequence token if the model wants one."""
 
     def names(self) -> Iterator[str]:
         """All tensors under llama.cpp's names, suffix (``.weight``, ``.bias``) included, in file order."""
@@ -113,10 +116,6 @@ class Checkpoint(Protocol):
 
     def blocks(self, name: str) -> Blocks | None:
         """Its stored blocks with rows in the convention above; None where it is not stored in blocks."""
-        ...
-
-    def vocabulary_file(self) -> bytes:
-        """The tokenizer as a GGUF without tensors, as llama.cpp reads it (``vocab_only``)."""
         ...
 
     def close(self) -> None:

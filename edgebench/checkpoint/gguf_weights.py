@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -47,11 +48,11 @@ class GGUFWeights:
             if self._file.size != self.header.file_bytes:
                 raise self._damaged("was changed while it was opened")
             self.config: ModelConfig = _Keys(self.header, path).config(self)
+            self.first_token = self._first_token()
             self._check()
         except EdgebenchError:
             self.close()
             raise
-        self.first_token = self._first_token()
 
     def _check(self) -> None:
         """Every tensor that the architecture needs is there, in the right shape, and there is none that it ignores."""
@@ -232,16 +233,29 @@ class _Keys:
                 f"{self._path} stretches its context by {kind!r}, which the direct exporter does not know.",
                 "use the GGUF with llama.cpp, or the optimum road.",
             )
-        factors: tuple[float, ...] = ()
+        plain = Rope(base=base, dimensions=dimensions, scale=scale)
+        return self._stretched(plain, weights)
+
+    def _stretched(self, plain: Rope, weights: GGUFWeights) -> Rope:
+        """With the factors that the file stores as tensors."""
+        changes: dict[str, Any] = {}
         if weights.has("rope_freqs.weight"):
-            factors = tuple(float(x) for x in weights.tensor("rope_freqs.weight").ravel())
-        attention_factor = 1.0
-        if weights.has("rope_factors_long.weight"):
-            original = self.whole("rope.scaling.original_context_length", self.whole("context_length"))
-            stretched = self.whole("context_length") / original
-            which = "long" if stretched > 1 else "short"
-            factors = tuple(float(x) for x in weights.tensor(f"rope_factors_{which}.weight").ravel())
+            changes["factors"] = _numbers(weights, "rope_freqs")
+        elif weights.has("rope_factors_long.weight"):
+            context = self.whole("context_length")
+            original = self.whole("rope.scaling.original_context_length", context)
             if original < 2:
                 raise self._unusable("rope.scaling.original_context_length", original)
-            attention_factor = self.number("rope.scaling.attn_factor", longrope_attention_factor(stretched, original))
-        return Rope(base=base, dimensions=dimensions, scale=scale, factors=factors, attention_factor=attention_factor)
+            usual = longrope_attention_factor(context / original, original)
+            changes = {
+                "factors": _numbers(weights, "rope_factors_short"),
+                "long_factors": _numbers(weights, "rope_factors_long"),
+                "original": original,
+                "attention_factor": self.number("rope.scaling.attn_factor", usual),
+            }
+        rope: Rope = msgspec.structs.replace(plain, **changes)
+        return rope
+
+
+def _numbers(weights: GGUFWeights, name: str) -> tuple[float, ...]:
+    return tuple(float(x) for x in weights.tensor(f"{name}.weight").ravel())

@@ -20,6 +20,17 @@ from edgebench.errors import ArtifactError
 _ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}
 _LARGEST = 1 << 31  # of any number in the file: no dimension comes near, and what is made from it stays finite
 _TIED_BY_DEFAULT = ("gemma3", "gpt2")
+# What published gemma3 folders leave out (transformers' ``Gemma3TextConfig``); others write these keys down.
+_GEMMA3 = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262_208,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
 
 
 class HFConfig:
@@ -38,7 +49,8 @@ class HFConfig:
         inner = document.get("text_config")
         if not isinstance(inner, (dict, NoneType)):
             raise ArtifactError(f"{self.path} has a text_config that is no object.", "get it again.")
-        self._all: dict[str, Any] = {**document, **(inner or {})}
+        usual = _GEMMA3 if self.architecture.name == "gemma3" else {}
+        self._all: dict[str, Any] = {**usual, **document, **(inner or {})}
         self.raw: dict[str, Any] = self._all
 
     # --- keys
@@ -80,7 +92,6 @@ class HFConfig:
         head_dim = self._whole("head_dim", default=hidden // heads)
         window, local_layers = self._window(layers)
         tied = bool(self._all.get("tie_word_embeddings", arch.name in _TIED_BY_DEFAULT))
-        scalar = self._number("query_pre_attn_scalar", default=head_dim) if arch.name == "gemma3" else head_dim
         local = self._rope(head_dim, "sliding_attention") if arch.name == "gemma3" else None
         config = ModelConfig(
             architecture=arch.name,
@@ -99,7 +110,7 @@ class HFConfig:
             local_rope=local,
             window=window,
             local_layers=local_layers,
-            attention_scale=None if scalar == head_dim else 1 / math.sqrt(scalar),
+            attention_scale=self._attention_scale(head_dim),
             final_softcap=self._softcap(),
         )
         wrong = find_contradiction(config)
@@ -125,13 +136,22 @@ class HFConfig:
         if self._all.get("quantization_config"):
             raise self._refuse("is a quantized checkpoint")
 
+    def _attention_scale(self, head_dim: int) -> float | None:
+        if self.architecture.name == "gpt2":
+            return 1.0 if self._all.get("scale_attn_weights") is False else None
+        if self.architecture.name != "gemma3":
+            return None
+        scalar = self._number("query_pre_attn_scalar")
+        return None if scalar == head_dim else 1 / math.sqrt(scalar)
+
     def _softcap(self) -> float | None:
         capped = self._all.get("final_logit_softcapping") is not None
         return self._number("final_logit_softcapping") if capped else None
 
     def _window(self, layers: int) -> tuple[int | None, tuple[bool, ...]]:
         name = self.architecture.name
-        if self._all.get("sliding_window") is None or name not in ("gemma3", "phi3", "qwen2", "qwen3"):
+        can = name in ("gemma3", "phi3") or (name in ("qwen2", "qwen3") and self._all.get("use_sliding_window"))
+        if not can or self._all.get("sliding_window") is None:
             return None, ()
         window = self._whole("sliding_window")
         types = self._all.get("layer_types")
@@ -142,19 +162,19 @@ class HFConfig:
             local = tuple((layer + 1) % pattern != 0 for layer in range(layers))
         elif name == "phi3":
             local = (True,) * layers
-        elif self._all.get("use_sliding_window"):
+        else:
             first = self._whole("max_window_layers", default=layers)
             local = tuple(layer >= first for layer in range(layers))
-        else:
-            local = ()
         return (window, local) if any(local) else (None, ())
 
     # --- rotary
 
     def _rope(self, head_dim: int, layer_type: str) -> Rope:
         scheme = self._scheme(layer_type)
-        old_key = "rope_local_base_freq" if layer_type == "sliding_attention" else "rope_theta"
-        base = self._number("rope_theta", default=self._number(old_key, default=10000.0), of=scheme)
+        local = layer_type == "sliding_attention"
+        usual = 1e6 if self.architecture.name == "gemma3" and not local else 10000.0
+        old_key = "rope_local_base_freq" if local else "rope_theta"
+        base = self._number("rope_theta", default=self._number(old_key, default=usual), of=scheme)
         share = self._number(
             "partial_rotary_factor", default=self._number("partial_rotary_factor", default=1.0), of=scheme
         )
@@ -201,17 +221,20 @@ class HFConfig:
         original = int(self._number(key, default=self._number(key, default=context), of=scheme))
         if original < 2:
             raise ArtifactError(f"{self.path} has {key} = {original}.", "get it again.")
-        stretched = context / original
-        factors = scheme.get("long_factor" if stretched > 1 else "short_factor")
-        numbers = [x for x in factors if isinstance(x, (int, float))] if isinstance(factors, list) else []
-        if not isinstance(factors, list) or not len(numbers) == len(factors) == rope.dimensions // 2:
-            raise ArtifactError(
-                f"{self.path} has no long_factor and short_factor of {rope.dimensions // 2} numbers.", "get it again."
-            )
+        stretched = self._number("factor", default=context / original, of=scheme)
         return msgspec.structs.replace(
             rope,
-            factors=tuple(map(float, numbers)),
+            factors=self._factors(scheme, "short_factor", rope.dimensions // 2),
+            long_factors=self._factors(scheme, "long_factor", rope.dimensions // 2),
+            original=original,
             attention_factor=self._number(
                 "attention_factor", default=longrope_attention_factor(stretched, original), of=scheme
             ),
         )
+
+    def _factors(self, scheme: dict[str, Any], key: str, count: int) -> tuple[float, ...]:
+        factors = scheme.get(key)
+        numbers = [x for x in factors if isinstance(x, (int, float))] if isinstance(factors, list) else []
+        if not isinstance(factors, list) or not len(numbers) == len(factors) == count:
+            raise ArtifactError(f"{self.path} has no {key} of {count} numbers.", "get it again.")
+        return tuple(map(float, numbers))

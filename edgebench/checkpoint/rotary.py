@@ -14,20 +14,23 @@ import numpy.typing as npt
 from edgebench.checkpoint.base import Rope
 
 
-def frequencies(rope: Rope) -> npt.NDArray[np.float32]:
-    """Radians per position of each pair, shape [dimensions / 2]."""
+def frequencies(rope: Rope, *, long: bool = False) -> npt.NDArray[np.float32]:
+    """Radians per position of each pair, shape [dimensions / 2]; ``long`` with LongRoPE's factors for long contexts."""
     exponents = np.arange(0, rope.dimensions, 2, dtype=np.float32) / np.float32(rope.dimensions)
     inverse: npt.NDArray[np.float32] = np.power(np.float32(rope.base), exponents)
     np.reciprocal(inverse, out=inverse)
-    if rope.factors:
-        inverse /= np.array(rope.factors, np.float32)
+    factors = rope.long_factors if long else rope.factors
+    if factors:
+        inverse /= np.array(factors, np.float32)
     inverse /= np.float32(rope.scale)
     return inverse
 
 
-def tables(rope: Rope, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def tables(
+    rope: Rope, positions: int, *, long: bool = False
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Cosine and sine for each position and pair: two arrays [positions, dimensions / 2]."""
-    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies(rope)[None, :]
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies(rope, long=long)[None, :]
     factor = np.float32(rope.attention_factor)
     return np.cos(angles) * factor, np.sin(angles) * factor
 

@@ -108,8 +108,9 @@ def find_contradiction(config: ModelConfig) -> str | None:
 def _contradiction_of(rope: Rope, head_dim: int) -> str | None:
     if rope.dimensions % 2 or not 0 < rope.dimensions <= head_dim:
         return f"rotates {rope.dimensions} channels of heads that are {head_dim} wide"
-    if rope.factors and len(rope.factors) != rope.dimensions // 2:
-        return f"has {len(rope.factors)} rotary factors for {rope.dimensions // 2} pairs of channels"
-    numbers = (rope.base, rope.scale, rope.attention_factor, *rope.factors)
+    for factors in (rope.factors, rope.long_factors):
+        if factors and len(factors) != rope.dimensions // 2:
+            return f"has {len(factors)} rotary factors for {rope.dimensions // 2} pairs of channels"
+    numbers = (rope.base, rope.scale, rope.attention_factor, *rope.factors, *rope.long_factors)
     wrong = next((number for number in numbers if not 0 < number < _LARGEST), None)  # NaN is neither
     return None if wrong is None else f"has the rotary parameter {wrong!r}, not a positive number of any use"

@@ -62,7 +62,7 @@ class Vocabulary:
     def piece(self, token: int) -> bytes:
         """The bytes of one token; special tokens have none. A character may be split over several tokens."""
         buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
-        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)  # noqa: FBT003 - a C function takes it by position
+        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)  # noqa: FBT003 - ctypes takes no names
         return buffer.raw[: max(0, count)]
 
     def ends(self, token: int) -> bool:
@@ -85,7 +85,7 @@ class Vocabulary:
         if token < 0:
             return ""
         buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
-        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)  # noqa: FBT003 - a C function takes it by position
+        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)  # noqa: FBT003 - ctypes takes no names
         return buffer.raw[: max(0, count)].decode("utf-8", "replace")
 
     def close(self) -> None:

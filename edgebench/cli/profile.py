@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgebench.specs import Protocol
 
 _DEFAULT_MODEL = "smollm2-135m-instruct"
+_QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a minute
 
 
 @click.command()
@@ -33,7 +34,7 @@ _DEFAULT_MODEL = "smollm2-135m-instruct"
     "precisions",
     multiple=True,
     metavar="NAME",
-    help="shipped, q8_0, q4_0, q4_k_m... Repeatable, or a list with commas.",
+    help="shipped, q8_0, q4_0, q4_k_m... ONNX only: fp32, int8, int4, int4-mixed. Repeatable, or a list with commas.",
 )
 @click.option(
     "--runtime", "runtimes", multiple=True, metavar="NAME", help="Engine; without it, every installed one. Repeatable."
@@ -47,7 +48,11 @@ _DEFAULT_MODEL = "smollm2-135m-instruct"
     help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache. Repeatable.",
 )
 @click.option("--budget", metavar="TIME", help="Time for measuring: 90s, 10m.")
-@click.option("--quick", is_flag=True, help="An answer within half a minute: few rounds, wide intervals.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="An answer within half a minute: q4_0 unless --precision says more, few rounds, wide intervals.",
+)
 @click.option("--thorough", is_flag=True, help="Up to 15 minutes, for intervals of 1 %.")
 @click.option(
     "--output",
@@ -75,7 +80,7 @@ def command(**options: Any) -> int:
     """Profile a language model: prefill and decode speed, latency, memory, and how far to trust them.
 
     Without options: the default model as shipped and at two more precisions, on every installed runtime, in two
-    minutes.
+    minutes. Rows of two runtimes that hold the same weights are named.
     """
     from rich.console import Console
 
@@ -101,10 +106,12 @@ def _request(options: dict[str, Any]) -> Request:
     from edgebench.plan import Request
 
     names = [name for text in options["precisions"] for name in text.split(",") if name]
+    if options["precisions"] and not names:
+        raise UsageError("--precision names nothing.", "write for example --precision q8_0,q4_0")
     defaults = Request(models=())
     return Request(
         models=options["models"] or (_DEFAULT_MODEL,),
-        precisions=names if options["precisions"] else defaults.precisions,
+        precisions=names or (_QUICK_PRECISIONS if options["quick"] else defaults.precisions),
         runtimes=options["runtimes"],
         device=options["device"],
         threads=options["threads"],

@@ -33,11 +33,11 @@ def do(job: ExportJob, parent: Parent, host: Host) -> Finished:
         EdgebenchError: when the checkpoint is damaged or cannot be exported.
         CacheError: when the target cannot be written.
     """
-    from edgebench.checkpoint import opening
+    from edgebench.checkpoint.gguf_weights import GGUFWeights
     from edgebench.export import onnx
 
     parent.say(Phase(name="export", t_ns=host.monotonic_ns()))
-    checkpoint = opening.open_checkpoint(Path(job.source))
+    checkpoint = GGUFWeights(Path(job.source))
     try:
         told = onnx.export(
             checkpoint,
@@ -45,6 +45,8 @@ def do(job: ExportJob, parent: Parent, host: Host) -> Finished:
             job.precision,
             context=job.context,
             accuracy_level=job.accuracy_level,
+            vocabulary=checkpoint.vocabulary_file(),
+            first_token=checkpoint.first_token,
             progress=_Teller(parent),
         )
     except OSError as error:

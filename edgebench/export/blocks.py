@@ -54,7 +54,8 @@ def quantize(weights: npt.NDArray[np.float32], bits: int) -> Quantized:
     def work(first: int) -> None:
         part = weights[first : first + step].reshape(-1, blocks, BLOCK)
         rounded = _round8 if bits == 8 else _round4
-        data[first : first + step], scales[first : first + step] = rounded(part)
+        with np.errstate(invalid="ignore"):  # what is no number stays none, in the scale
+            data[first : first + step], scales[first : first + step] = rounded(part)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         list(pool.map(work, range(0, rows, step)))
@@ -62,24 +63,31 @@ def quantize(weights: npt.NDArray[np.float32], bits: int) -> Quantized:
 
 
 def _round8(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    scale = np.abs(x).max(axis=-1) / np.float32(127)
+    scale = _or_zero(np.abs(x).max(axis=-1) / np.float32(127))
     q = np.rint(x * _inverse(scale)[..., None])
     return (q + 128).astype(np.uint8), scale
 
 
 def _round4(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    unit = _or_zero(largest / np.float32(-8))
+    x = x * _inverse(unit)[..., None]  # within 8, so that no square overflows
     best_q = np.zeros_like(x)
     best_error = np.full(x.shape[:-1], np.inf, np.float32)
     for shrink in _SHRINK:
-        scale = largest / np.float32(-8 * 1.0) * np.float32(shrink)
-        q = np.clip(np.rint(x * _inverse(scale)[..., None]), -8, 7)
-        error = np.square(x - q * scale[..., None]).sum(axis=-1)
+        q = np.clip(np.rint(x / np.float32(shrink)), -8, 7)
+        error = np.square(x - q * np.float32(shrink)).sum(axis=-1)
         better = error < best_error
         best_q[better], best_error[better] = q[better], error[better]
     squares = np.square(best_q).sum(axis=-1)
     fitted = np.divide((x * best_q).sum(axis=-1), squares, out=np.zeros_like(squares), where=squares > 0)
-    return pack4((best_q + 8).astype(np.uint8)), fitted
+    return pack4((best_q + 8).astype(np.uint8)), _or_zero(fitted * unit)
+
+
+def _or_zero(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Zero for a scale whose inverse overflows: such a block is zero for every purpose. What is no number stays."""
+    kept: npt.NDArray[np.float32] = np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(0), scale)
+    return kept
 
 
 def _inverse(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

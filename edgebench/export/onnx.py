@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from edgebench.checkpoint.base import Checkpoint
+from edgebench.checkpoint.base import Checkpoint, Rope
 from edgebench.checkpoint.rotary import tables
 from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
@@ -30,6 +30,7 @@ from edgebench.specs import OnnxManifest
 PRECISIONS = ("fp32", "int8", "int4", "int4-mixed", "as-stored")
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "weights.data"
 TOKENIZER, MANIFEST = "tokenizer.gguf", "edgebench.json"
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 _EMBEDDING, _HEAD = "token_embd", "output"
 
 
@@ -40,6 +41,8 @@ def export(
     *,
     context: int | None = None,
     accuracy_level: int = 4,
+    vocabulary: bytes = b"",
+    first_token: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> OnnxManifest:
     """Write the graphs and their data into an existing empty folder.
@@ -51,6 +54,8 @@ def export(
             tensors of other block types into int8.
         context: tokens that the rotary tables cover; by default what the model was trained for, at most 8192.
         accuracy_level: MatMulNBits': 4 computes with int8 activations, 0 with floats.
+        vocabulary: a GGUF without tensors, from which llama.cpp tokenizes; none is written when it is empty.
+        first_token: the begin-of-sequence token if the model wants one.
         progress: tensors done, and of how many.
 
     Raises:
@@ -72,23 +77,10 @@ def export(
             checkpoint.architecture, config, weights, DATA, accuracy_level=accuracy_level, last_only=last_only
         )
         (folder / name).write_bytes(graph.build().SerializeToString())
-    (folder / TOKENIZER).write_bytes(checkpoint.vocabulary_file())
-    manifest = OnnxManifest(
-        model=config.name,
-        precision=precision,
-        architecture=config.architecture,
-        layers=config.layers,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        vocabulary=config.vocabulary,
-        context=config.context,
-        table_context=longest,
-        parameters=writer.parameters,
-        weight_bytes=writer.weight_bytes,
-        accuracy_level=accuracy_level,
-        same_weights=writer.is_exact,
-        first_token=checkpoint.first_token,
-        notes=writer.notes(),
+    if vocabulary:
+        (folder / TOKENIZER).write_bytes(vocabulary)
+    manifest = writer.describe(
+        precision=precision, table_context=longest, accuracy_level=accuracy_level, first_token=first_token
     )
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     return manifest
@@ -117,7 +109,10 @@ class _Writer:
         for layer in range(config.layers):
             prefix = f"blk.{layer}."
             for norm in arch.norms:
-                self._write_norm(weights, prefix + norm)
+                if norm not in HEAD_NORMS:
+                    self._write_norm(weights, prefix + norm)
+            if arch.qk_norm:
+                self._write_head_norms(weights, prefix)
             for parts in (arch.qkv, ("attn_output",), arch.gate_up, ("ffn_down",)):
                 self._write_linear(weights, [prefix + part for part in parts], layer=layer)
         self._write_norm(weights, "output_norm")
@@ -125,9 +120,14 @@ class _Writer:
             self._write_linear(weights, [_HEAD], layer=None)
         for rope, suffix in ((config.rope, ""), (config.local_rope, "_local")):
             if rope is not None:
-                for name, table in zip(("cos", "sin"), tables(rope, longest), strict=True):
-                    weights.tables[name + suffix] = (self.data.write(table), table.shape)
+                self._write_tables(weights, rope, longest, suffix)
         return weights
+
+    def _write_tables(self, weights: Weights, rope: Rope, longest: int, suffix: str) -> None:
+        both = rope.original is not None and longest > rope.original  # else no context is long enough for the second
+        for ending, long in ((suffix, False), *([(f"{suffix}_long", True)] if both else [])):
+            for name, table in zip(("cos", "sin"), tables(rope, longest, long=long), strict=True):
+                weights.tables[name + ending] = (self.data.write(table), table.shape)
 
     # --- one tensor
 
@@ -154,6 +154,17 @@ class _Writer:
             if self._checkpoint.has(full):
                 values = self._read(full)
                 weights.vectors[full] = (self._place(values), values.size)
+
+    def _write_head_norms(self, weights: Weights, prefix: str) -> None:
+        """The norms of q and k as one table with a row for each head, so that one node normalises all of them."""
+        config = self._checkpoint.config
+        rows = []
+        for norm, heads in zip(HEAD_NORMS, (config.heads, config.kv_heads), strict=True):
+            values = self._read(f"{prefix}{norm}.weight")
+            self.weight_bytes += values.nbytes
+            rows.append(np.broadcast_to(values, (heads, values.size)))
+        table = np.concatenate(rows)
+        weights.tables[f"{prefix}head_norms"] = (self.data.write(table), table.shape)
 
     def _write_linear(self, weights: Weights, tensors: Sequence[str], layer: int | None) -> None:
         """Rows of several tensors one after the other, as few matrices as their widths allow."""
@@ -229,6 +240,29 @@ class _Writer:
         layers = self._checkpoint.config.layers
         outer = layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
         return name.endswith("ffn_down.weight") and outer
+
+    def describe(
+        self, *, precision: str, table_context: int, accuracy_level: int, first_token: int | None
+    ) -> OnnxManifest:
+        """What was written, in words and numbers."""
+        config = self._checkpoint.config
+        return OnnxManifest(
+            model=config.name,
+            precision=precision,
+            architecture=config.architecture,
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            vocabulary=config.vocabulary,
+            context=config.context,
+            table_context=table_context,
+            parameters=self.parameters,
+            weight_bytes=self.weight_bytes,
+            accuracy_level=accuracy_level,
+            same_weights=self.is_exact,
+            first_token=first_token,
+            notes=self.notes(),
+        )
 
     @property
     def is_exact(self) -> bool:

@@ -49,7 +49,7 @@ class Weights(NamedTuple):
     vectors: dict[str, tuple[Place, int]]
     """Norm weights and biases: place and length."""
     tables: dict[str, tuple[Place, tuple[int, ...]]]
-    """``cos``, ``sin``, ``cos_local``, ``sin_local``, ``position_embd``."""
+    """``cos``, ``sin``, the same with ``_local`` and with ``_long``, ``position_embd``, ``blk.N.head_norms``."""
 
 
 class DecoderGraph:
@@ -117,12 +117,16 @@ class DecoderGraph:
         """``x`` times the rows of these tensors, one after the other, plus their biases."""
         matrices = self._weights.matrices["+".join(tensors)]
         names = [name] if len(matrices) == 1 else [f"{name}.{n}" for n in range(len(matrices))]
+        bias = "+".join(tensors) + ".bias"
+        added = self._vector(bias) if bias in self._weights.vectors else ""
+        if added and len(matrices) == 1 and matrices[0].bits < 32:
+            return self._product(x, matrices[0], name, added)
         parts = [self._product(x, stored, part) for stored, part in zip(matrices, names, strict=True)]
         y = parts[0] if len(parts) == 1 else self._node("Concat", parts, f"{name}.rows", axis=-1)
-        bias = "+".join(tensors) + ".bias"
-        return self._node("Add", [y, self._vector(bias)], f"{name}.biased") if bias in self._weights.vectors else y
+        return self._node("Add", [y, added], f"{name}.biased") if added else y
 
-    def _product(self, x: str, stored: Stored, name: str) -> str:
+    def _product(self, x: str, stored: Stored, name: str, bias: str = "") -> str:
+        """``x`` times one matrix; ``bias`` is added where the matrix is quantized, by the same node."""
         if stored.bits == 32:
             weight = self._external(f"{name}.weight", TensorProto.FLOAT, [stored.rows, stored.columns], stored.data)
             return self._node("FusedMatMul", [x, weight], name, domain=_CONTRIB, transB=1)
@@ -134,14 +138,20 @@ class DecoderGraph:
             raise ValueError(f"{name}: quantized without scales")
         scales = self._external(f"{name}.scales", TensorProto.FLOAT, [stored.rows, blocks], stored.scales)
         shape = {"K": stored.columns, "N": stored.rows, "bits": stored.bits, "block_size": BLOCK}
-        return self._node("MatMulNBits", [x, data, scales], name, domain=_CONTRIB, accuracy_level=self._level, **shape)
+        inputs = [x, data, scales, *(["", "", bias] if bias else [])]  # between them: zero points and group indices
+        return self._node("MatMulNBits", inputs, name, domain=_CONTRIB, accuracy_level=self._level, **shape)
 
     def _norm(self, x: str, weight: str, name: str) -> str:
-        inputs, eps = [x, self._vector(f"{weight}.weight")], self._config.norm_eps
-        if self._arch.norm == "layer":
-            return self._node("LayerNormalization", [*inputs, self._vector(f"{weight}.bias")], name, epsilon=eps)
+        scale = self._vector(f"{weight}.weight")
+        if self._arch.norm == "rms":
+            return self._rms(x, scale, name)
+        inputs = [x, scale, self._vector(f"{weight}.bias")]
+        return self._node("LayerNormalization", inputs, name, epsilon=self._config.norm_eps)
+
+    def _rms(self, x: str, scale: str, name: str) -> str:
         # Registered by onnxruntime in the default domain, under this name only (SimplifiedLayerNormFusion).
-        return self._node("SimplifiedLayerNormalization", inputs, name, epsilon=eps, axis=-1, stash_type=1)
+        eps = self._config.norm_eps
+        return self._node("SimplifiedLayerNormalization", [x, scale], name, epsilon=eps, axis=-1, stash_type=1)
 
     def _add_and_norm(self, x: str, residual: str, weight: str, name: str) -> tuple[str, str]:
         """(normalised sum, sum)."""
@@ -191,7 +201,7 @@ class DecoderGraph:
         attributes: dict[str, Any] = {"num_heads": config.heads, "kv_num_heads": config.kv_heads}
         if config.rope is not None:
             local = "_local" if config.is_local(layer) and config.local_rope is not None else ""
-            inputs += [self._table(f"cos{local}"), self._table(f"sin{local}")]
+            inputs += [self._rotation(f"cos{local}"), self._rotation(f"sin{local}")]
             attributes |= {"do_rotary": 1, "rotary_interleaved": 0}
         if config.is_local(layer) and config.window is not None:
             attributes["local_window_size"] = config.window
@@ -200,22 +210,39 @@ class DecoderGraph:
         outputs = [name, f"present.{layer}.key", f"present.{layer}.value"]
         return self._node("GroupQueryAttention", inputs, name, outputs, domain=_CONTRIB, **attributes)
 
+    def _rotation(self, name: str) -> str:
+        """The rotary table of this name; with LongRoPE the one for the capacity of the cache, chosen once a call.
+
+        The capacity decides, not the tokens so far, so that no key is rotated by other factors than the next (as
+        llama.cpp does).
+        """
+        rope, chosen = self._config.rope, f"{name}.chosen"
+        if rope is None or rope.original is None or f"{name}_long" not in self._weights.tables:
+            return self._table(name)
+        made = {output for node in self._nodes for output in node.output}
+        if "capacity.is_long" not in made:
+            capacity = self._node("Shape", ["past_key_values.0.key"], "capacity", start=2, end=3)
+            original = self._constant("capacity.original", np.array([rope.original], np.int64))
+            self._node("Greater", [capacity, original], "capacity.is_long")
+        if chosen not in made:
+            self._node("Where", ["capacity.is_long", self._table(f"{name}_long"), self._table(name)], chosen)
+        return chosen
+
     def _normed_heads(self, projected: str, layer: int) -> list[str]:
         """Query, key and value inputs of the attention: packed as they are, or split where heads are normalised."""
         if not self._arch.qk_norm:
             return [projected, "", ""]
         config, name = self._config, f"layer{layer}"
-        widths = [config.heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2]
-        sizes = self._constant("qkv.widths", np.array(widths, np.int64))
-        parts = [f"{name}.q", f"{name}.k", f"{name}.v"]
-        self._node("Split", [projected, sizes], f"{name}.split", parts, axis=-1)
-        for index, (part, heads) in enumerate((("q", config.heads), ("k", config.kv_heads))):
-            apart = self._constant(f"heads.{part}", np.array([0, 0, heads, config.head_dim], np.int64))
-            flat = self._constant("heads.flat", np.array([0, 0, -1], np.int64))
-            heads_apart = self._node("Reshape", [parts[index], apart], f"{name}.{part}.heads")
-            normed = self._norm(heads_apart, f"blk.{layer}.attn_{part}_norm", f"{name}.{part}.norm")
-            parts[index] = self._node("Reshape", [normed, flat], f"{name}.{part}.flat")
-        return parts
+        heads = config.heads + config.kv_heads
+        widths = np.array([heads * config.head_dim, config.kv_heads * config.head_dim], np.int64)
+        parts = [f"{name}.qk", f"{name}.v"]
+        self._node("Split", [projected, self._constant("qkv.widths", widths)], f"{name}.split", parts, axis=-1)
+        apart = self._constant("heads.apart", np.array([0, 0, heads, config.head_dim], np.int64))
+        flat = self._constant("heads.flat", np.array([0, 0, -1], np.int64))
+        x = self._node("Reshape", [parts[0], apart], f"{name}.qk.heads")
+        x = self._rms(x, self._table(f"blk.{layer}.head_norms"), f"{name}.qk.norm")
+        x = self._node("Reshape", [x, flat], f"{name}.qk.flat")
+        return [self._node("Concat", [x, parts[1]], f"{name}.qkv.normed", axis=-1), "", ""]
 
     def _mlp(self, x: str, layer: int) -> str:
         arch, name = self._arch, f"layer{layer}"

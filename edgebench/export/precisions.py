@@ -8,7 +8,7 @@ from edgebench.export.quantize import FILE_TYPES
 SHIPPED = "shipped"
 """As published, whatever that is."""
 ONNX_ONLY = ("fp32", "int8", "int4", "int4-mixed")
-"""Made from the checkpoint's values by ``export.onnx``; every other precision is a GGUF's, taken over by blocks."""
+"""Made from the checkpoint's values by ``export.onnx``. All others are a GGUF's, taken over block by block."""
 
 
 def check_precision(name: str) -> str:

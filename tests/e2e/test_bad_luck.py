@@ -272,11 +272,11 @@ def test_a_damaged_file_is_told_and_harms_nobody(cli: Cli, tiny_gguf: Path, kind
         ("truncated data", 3, "truncated"),
         ("random bytes after the version", 3, "more than fit"),
         ("unknown architecture", 3, "lhama"),
-        ("too many layers", 3, "blk.2.attn_norm.weight"),
+        ("too many layers", 3, "llama.block_count = 100000"),
         ("no layers", 3, "llama.block_count"),
         ("a missing layer", 3, "blk.2"),
         ("no heads", 3, "llama.attention.head_count"),
-        ("another width", 3, "shape"),
+        ("another width", 3, "8 wide"),
         ("no words", 3, "0 words"),
     ],
 )
