@@ -405,7 +405,10 @@ def measure(options: argparse.Namespace, folder: Path, samples: dict[str, Any]) 
     if {"quick", "default"} & set(options.parts):
         say("making sure that everything is cached...")
         run(
-            [console_script(), "profile", "--runtime", "llamacpp", "--quick", "--store", str(folder / "first.db")],
+            [
+                *(console_script(), "profile", "--precision", "shipped,q8_0,q4_0", "--workload", "tg1"),
+                *("--budget", "1ms", "--store", str(folder / "first.db")),
+            ],
         )
     if "quick" in options.parts:
         costs += profile_costs("profile --quick", ["--quick"], MOST_QUICK_S, folder, samples)

@@ -56,6 +56,17 @@ def smaller(cli: Cli, done: Done, model_file: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def twins(cli: Cli, done: Done, model_file: Path) -> dict[str, dict[str, Any]]:
+    """One short round of the same q4_0 weights on each runtime, by its name."""
+    assert done.code == 0
+    what = ("--model", model_file, "--precision", "q4_0", "--workload", "tg8", "--threads", "1", "--budget", "1ms")
+    finished = cli.here("profile", *what, "--json")
+    assert finished.code == 0, finished.err
+    assert "the same weights, bit for bit, on llamacpp and ort: q4_0" in finished.err
+    return {trial["trial"]["runtime"]: trial for trial in finished.json["trials"]}
+
+
+@pytest.fixture(scope="module")
 def runs(cli: Cli, done: Done) -> list[dict[str, Any]]:
     """Measured rounds, with raw samples."""
     assert done.code == 0
@@ -192,3 +203,43 @@ def test_a_finished_session_is_resumed_without_another_run(cli: Cli, done: Done,
     measured = json.loads((cli.folder / "again.json").read_text())["runs"]
     assert sorted(run["run_id"] for run in measured) == sorted(run["run_id"] for run in runs)
     assert [trial["workloads"] for trial in again.json["trials"]] == [t["workloads"] for t in done.json["trials"]]
+
+
+# --- the same weights on onnxruntime ----------------------------------------------------------------------------------
+
+
+def test_both_runtimes_hold_the_same_weights(twins: dict[str, dict[str, Any]]):
+    llamacpp, ort = twins["llamacpp"], twins["ort"]
+    assert ort["trial"]["artifact"]["same_weights_as"] == llamacpp["trial"]["artifact"]["sha256"]
+    assert ort["loaded"]["parameters"] == llamacpp["loaded"]["parameters"] == PARAMETERS
+    assert ort["loaded"]["vocabulary"] == llamacpp["loaded"]["vocabulary"] == VOCABULARY
+    assert ort["memory"]["engine"]["kv"] == 2 * 4 * LAYERS * KV_HEADS * HEAD * 256  # float32, 256 tokens
+
+
+def test_scales_of_single_precision_cost_half_a_bit(twins: dict[str, dict[str, Any]]):
+    bits = {name: 8 * trial["loaded"]["weight_bytes"] / PARAMETERS for name, trial in twins.items()}
+    assert bits["ort"] - bits["llamacpp"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("runtime", ["llamacpp", "ort"])
+def test_it_answers_a_question(cli: Cli, twins: dict[str, dict[str, Any]], model_file: Path, runtime: str):
+    assert twins
+    how = ("--precision", "q4_0", "--runtime", runtime, "--chat", "--max-tokens", "12", "--threads", "1", "--json")
+    done = cli.here("generate", model_file, "What is the capital of France?", *how)
+    assert done.code == 0, done.err
+    assert "Paris" in done.json["text"]
+    assert done.json["prompt_tokens"] > 20
+    assert 1 < len(done.json["tokens"]) <= 12
+
+
+def test_what_was_exported_runs_where_it_was_put(cli: Cli, twins: dict[str, dict[str, Any]], model_file: Path):
+    assert twins
+    place = cli.folder / "ünï code" / "an export"
+    done = cli.here("export", model_file, "--to", "onnx", "--precision", "q4_0", "-o", place, "--json")
+    assert done.code == 0, done.err
+    assert done.json["path"] == str(place)
+    assert done.json["bits_per_weight"] == pytest.approx(5.85, abs=0.02)
+    cli.here("export", model_file, "--to", "onnx", "--precision", "q4_0", "-o", place).complains(2, "exists", "--force")
+    again = cli.here("generate", place, "The capital of France is", "--max-tokens", "4", "--threads", "1", "--json")
+    assert again.code == 0, again.err
+    assert "Paris" in again.json["text"]
