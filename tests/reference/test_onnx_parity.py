@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.slow
 _HINT = "the judge is not installed: pip install torch==2.13.0 (first), then 'transformers>=5'"
 torch = pytest.importorskip("torch", reason=_HINT)
 transformers = pytest.importorskip("transformers", minversion="5", reason=_HINT)
-onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'edgebench[onnx]'")
 
 from edgebench.checkpoint.architectures import ARCHITECTURES  # noqa: E402 - after what may skip
 from edgebench.checkpoint.hf import HFWeights  # noqa: E402

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,6 @@ _HINT = "the judge is not installed: pip install torch==2.13.0 (first), then 'tr
 torch = pytest.importorskip("torch", reason=_HINT)
 transformers = pytest.importorskip("transformers", minversion="5", reason=_HINT)
 pytest.importorskip("accelerate", reason=_HINT)
-onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'edgebench[onnx]'")
 
 from edgebench.artifacts import obtain  # noqa: E402 - after what may skip
 from edgebench.checkpoint.gguf_weights import GGUFWeights  # noqa: E402
