@@ -14,7 +14,9 @@ from typing import Protocol
 import msgspec
 
 from edgebench import artifacts
+from edgebench.artifacts.local import FOREIGN
 from edgebench.checkpoint.gguf import identify, read_header
+from edgebench.checkpoint.onnx_file import graph_of, read_beside, read_onnx
 from edgebench.engine.about import about
 from edgebench.engine.child import run_job
 from edgebench.engine.messages import Advance, ExportJob, QuantizeJob, Reply
@@ -69,10 +71,27 @@ def measured_bits(artifact: Artifact) -> float:
     Raises:
         ArtifactError: when it is damaged.
     """
+    if artifact.precision == FOREIGN:
+        path = graph_of(Path(artifact.path))
+        if path is None:
+            raise ArtifactError(f"{artifact.path} holds no ONNX graph.", "export the model again.")
+        parameters, size = read_onnx(path).sizes()
+        return 8 * size / parameters
     if artifact.format == "onnx":
         manifest = read_manifest(artifact)
         return 8 * manifest.weight_bytes / manifest.parameters
     return read_header(artifact.path).bits_per_weight
+
+
+def trained_context(artifact: Artifact) -> int:
+    """Tokens that the model of an ONNX folder, ours or foreign, was trained for.
+
+    Raises:
+        ArtifactError: when nothing in the folder tells.
+    """
+    if artifact.precision == FOREIGN:
+        return read_beside(Path(artifact.path)).context
+    return read_manifest(artifact).context
 
 
 def read_manifest(artifact: Artifact) -> OnnxManifest:

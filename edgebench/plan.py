@@ -287,7 +287,7 @@ def _context_of(artifact: Artifact) -> tuple[int | None, Artifact]:
         artifact, header = identify(artifact)
         return header.context_length, artifact
     if artifact.format == "onnx":
-        return derive.read_manifest(artifact).context, artifact
+        return derive.trained_context(artifact), artifact
     return HFConfig(Path(artifact.path)).read(artifact.model).context, artifact
 
 

@@ -188,6 +188,8 @@ class EngineMemory(Record, frozen=True, kw_only=True):
     kv: int
     compute: int
     output: int
+    kv_growing: bool = False
+    """Whether each step makes a new KV cache; ``kv`` then counts the old one and the new one, at full length."""
 
     @property
     def total(self) -> int:

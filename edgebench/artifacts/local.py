@@ -1,4 +1,4 @@
-"""What already lies on this machine, as an artifact: a GGUF, an ONNX export of ours, a Hugging Face folder."""
+"""What already lies on this machine, as an artifact: a GGUF, an ONNX graph (ours or foreign), a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ from pathlib import Path
 import msgspec
 
 from edgebench.artifacts.cache import Progress, known_hash, size_of
+from edgebench.checkpoint.onnx_file import MODEL, graph_of
 from edgebench.errors import ArtifactError, UsageError
 from edgebench.specs import Artifact, OnnxManifest
 
+FOREIGN = "foreign"
+"""Precision of an ONNX graph that somebody else exported: it holds whatever it holds."""
 _MAGIC = b"GGUF"
 
 
 def describe(path: Path, progress: Progress | None = None) -> Artifact:
     """Look what it is, and hash it. The precision of a GGUF is ``shipped``: only its own header tells it.
+
+    An ONNX graph without ``edgebench.json`` has the precision ``foreign``. Its folder is the artifact, because its
+    weights may lie in other files there; a path of the graph itself means the same.
 
     Raises:
         UsageError: when there is no readable, non-empty, regular file, and no folder of a known kind.
@@ -24,6 +30,7 @@ def describe(path: Path, progress: Progress | None = None) -> Artifact:
     """
     try:
         path = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop of links
+        path = _folder_of_graph(path)
         form, precision = _kind(path)
         size, sha256 = size_of(path), known_hash(path, progress)
     except FileNotFoundError as error:
@@ -50,12 +57,26 @@ def _kind(path: Path) -> tuple[str, str]:
         except msgspec.DecodeError as error:
             raise ArtifactError(f"{path}/edgebench.json is damaged: {error}.", "export the model again.") from error
         return "onnx", manifest.precision
+    if not any(path.glob("*.safetensors")) and graph_of(path) is not None:
+        return "onnx", FOREIGN
     if (path / "config.json").is_file():
         return "hf", "shipped"
     raise UsageError(
-        f"{path} is a folder without config.json or edgebench.json.",
-        "give a .gguf file, a Hugging Face folder, or a folder made by edgebench export.",
+        f"{path} is a folder without config.json, edgebench.json or an ONNX graph.",
+        "give a .gguf file, a Hugging Face folder, or a folder made by edgebench export or by another exporter.",
     )
+
+
+def _folder_of_graph(path: Path) -> Path:
+    """The folder of an ``.onnx`` file; any other path unchanged."""
+    if path.suffix != ".onnx" or not path.is_file():
+        return path
+    if graph_of(path.parent) != path:
+        raise UsageError(
+            f"{path.parent} holds another graph, {MODEL}, that would be taken instead of {path.name}.",
+            "put one graph and its data into a folder of its own.",
+        )
+    return path.parent
 
 
 def _require_gguf(path: Path) -> None:

@@ -220,7 +220,11 @@ def _memory(run: Run) -> list[Table]:
     if memory.engine:
         engine = memory.engine
         weights = "".join(f"{name} {format_bytes_mib(n)}, " for name, n in engine.weights.items())
-        rest = (("KV", engine.kv), ("compute", engine.compute), ("output", engine.output))
+        rest = (
+            ("growing KV" if engine.kv_growing else "KV", engine.kv),
+            ("compute", engine.compute),
+            ("output", engine.output),
+        )
         pairs.append(("engine", weights + ", ".join(f"{name} {format_bytes_mib(n)}" for name, n in rest)))
     tables = [table, _pairs(*pairs)]
     return tables if table.row_count or memory.engine else [_pairs(("", "nothing was read"))]

@@ -2,13 +2,11 @@
 
 One KV buffer of the size of the workload is shared by past and present, so that a step appends in place. Everything is
 bound once: a decode step writes three integers and runs. The CPU kernels of GroupQueryAttention compute in float32, so
-the cache is float32 there.
+the cache is float32 there. Graphs that somebody else exported are run by ``_ort_foreign.py``.
 """
 
 from __future__ import annotations
 
-import array
-import gc
 import importlib.metadata
 import importlib.util
 import time
@@ -20,12 +18,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edgebench.checkpoint.onnx_file import graph_of
 from edgebench.errors import ArtifactError
-from edgebench.host import Host
 from edgebench.records import EngineMemory, Fact, Loaded
+from edgebench.runtimes._ort_foreign import ForeignModel
+from edgebench.runtimes._ort_session import Sessions, time_calls
 from edgebench.specs import KVType, OnnxManifest, Settings, TrialSpec
-
-_ERRORS_ONLY = 3
 
 
 class OrtContext:
@@ -39,7 +37,7 @@ class OrtContext:
         self._cache = [np.zeros(cache, np.float32) for _ in range(2 * shape.layers)]
         self._logits = np.zeros((1, 1, shape.vocabulary), np.float32)
         self._seqlens, self._total = np.zeros(1, np.int32), np.zeros((), np.int32)
-        self._session = model.session(settings.threads)
+        self._session = model.sessions.get(settings.threads)
         self._bindings: dict[int, tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]] = {}
 
     def _binding(self, length: int) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
@@ -48,7 +46,7 @@ class OrtContext:
             ids = np.zeros((1, length), np.int64)
             positions = np.zeros((1, length), np.int64) if self._model.wants_positions else None
             binding = self._session.io_binding()
-            value = self._model.value
+            value = self._model.sessions.value
             binding.bind_ortvalue_input("input_ids", value(ids))
             binding.bind_ortvalue_input("seqlens_k", value(self._seqlens))
             binding.bind_ortvalue_input("total_sequence_length", value(self._total))
@@ -91,27 +89,13 @@ class OrtContext:
         chunks = self._chunks(tokens)
         for chunk in chunks:
             self._binding(len(chunk))
-        start, stamps = self._timed(chunks)
+        start, end, durations = time_calls(self._run, chunks)
         self._logits[0, 0].argmax()
-        return start, stamps[-1], _differences(start, stamps), time.monotonic_ns() - start
+        return start, end, durations, time.monotonic_ns() - start
 
     def time_decode(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
         self._binding(1)
-        start, stamps = self._timed([[token] for token in tokens])
-        return start, stamps[-1], _differences(start, stamps)
-
-    def _timed(self, calls: Sequence[Sequence[int]]) -> tuple[int, array.array[int]]:
-        stamps = array.array("q", bytes(8 * len(calls)))
-        run, now = self._run, time.monotonic_ns
-        gc.disable()
-        try:
-            start = now()
-            for index, tokens in enumerate(calls):
-                run(tokens)
-                stamps[index] = now()
-        finally:
-            gc.enable()
-        return start, stamps
+        return time_calls(self._run, [[token] for token in tokens])
 
     def save(self) -> object:
         return self.n_past, [cache[:, :, : self.n_past].copy() for cache in self._cache]
@@ -127,7 +111,7 @@ class OrtContext:
 
     def set_threads(self, threads: int, threads_batch: int) -> None:
         del threads_batch  # one session has one pool
-        self._session = self._model.session(threads)
+        self._session = self._model.sessions.get(threads)
         self._bindings.clear()
 
     def close(self) -> None:
@@ -138,24 +122,16 @@ class OrtContext:
 class OrtModel:
     """A loaded export."""
 
-    def __init__(self, trial: TrialSpec, note: Callable[[str], None]) -> None:
-        import onnxruntime
-
-        self._ort, self._trial, self._note = onnxruntime, trial, note
-        self._path = Path(trial.artifact.path) / "model.onnx"
-        self._host = Host()
-        self.manifest = _read_manifest(self._path.parent)
-        self._sessions: dict[int, Any] = {}
-        before = self._anonymous()
-        started = time.monotonic_ns()
-        session = self.session(trial.settings.threads)
-        load_s = (time.monotonic_ns() - started) / 1e9
-        self._prepacked = max(0, self._anonymous() - before)
-        self.wants_positions = any(item.name == "position_ids" for item in session.get_inputs())
+    def __init__(self, trial: TrialSpec) -> None:
+        path = Path(trial.artifact.path) / "model.onnx"
+        self.manifest = _read_manifest(path.parent)
+        self.sessions = Sessions(path, trial.settings.threads)
+        inputs = self.sessions.get(trial.settings.threads).get_inputs()
+        self.wants_positions = any(item.name == "position_ids" for item in inputs)
         self.first_token = self.manifest.first_token
         self._kv_bytes = 0
         self.loaded = Loaded(
-            load_s=load_s,
+            load_s=self.sessions.load_s,
             parameters=self.manifest.parameters,
             weight_bytes=self.manifest.weight_bytes,
             context_trained=self.manifest.context,
@@ -164,46 +140,17 @@ class OrtModel:
             description=f"{self.manifest.architecture} {self.manifest.precision}",
         )
 
-    def _anonymous(self) -> int:
-        text = self._host.read(self._host.proc("self/status"))
-        return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("RssAnon")), 0)
-
-    def session(self, threads: int) -> Any:
-        """The session with a pool of this size, made once."""
-        if threads not in self._sessions:
-            options = self._ort.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-            options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-            options.log_severity_level = _ERRORS_ONLY
-            self._sessions.clear()  # one pool and one set of prepacked weights at a time
-            try:
-                self._sessions[threads] = self._ort.InferenceSession(
-                    str(self._path), options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:
-                raise _refusal(self._path, error) from error
-        return self._sessions[threads]
-
-    def value(self, values: npt.NDArray[Any]) -> Any:
-        """An OrtValue over the array's own memory: writing to the array is seen by the next run."""
-        return self._ort.OrtValue.ortvalue_from_numpy(values)
-
     def context(self, n_ctx: int, settings: Settings) -> OrtContext:
         shape = self.manifest
         self._kv_bytes = max(self._kv_bytes, 2 * 4 * shape.layers * shape.kv_heads * shape.head_dim * n_ctx)
         return OrtContext(self, n_ctx, settings)
 
     def memory(self) -> EngineMemory | None:
-        return EngineMemory(
-            weights={"file": self.manifest.weight_bytes, "prepacked": self._prepacked},
-            kv=self._kv_bytes,
-            compute=0,
-            output=0,
-        )
+        weights = {"file": self.manifest.weight_bytes, "prepacked": self.sessions.prepacked_bytes}
+        return EngineMemory(weights=weights, kv=self._kv_bytes, compute=0, output=0)
 
     def close(self) -> None:
-        self._sessions.clear()
+        self.sessions.close()
 
 
 def _read_manifest(folder: Path) -> OnnxManifest:
@@ -215,13 +162,6 @@ def _read_manifest(folder: Path) -> OnnxManifest:
         ) from error
     except msgspec.DecodeError as error:
         raise ArtifactError(f"{folder}/edgebench.json is damaged: {error}.", "export the model again.") from error
-
-
-def _refusal(path: Path, error: Exception) -> Exception:
-    text = str(error)
-    if "bad_alloc" in text or "Failed to allocate" in text:
-        return MemoryError(f"onnxruntime could not allocate the weights of {path}: {text}")
-    return ArtifactError(f"{path}: onnxruntime refuses the graph: {text}", "export it again.")
 
 
 class Ort:
@@ -245,17 +185,12 @@ class Ort:
 
         return Fact(value=onnxruntime.get_build_info())
 
-    def open(self, trial: TrialSpec, log: Callable[[str], None]) -> OrtModel:
-        return OrtModel(trial, log)
-
-
-def _differences(start: int, stamps: array.array[int]) -> tuple[int, ...]:
-    before = start
-    durations = []
-    for stamp in stamps:
-        durations.append(stamp - before)
-        before = stamp
-    return tuple(durations)
+    def open(self, trial: TrialSpec, log: Callable[[str], None]) -> OrtModel | ForeignModel:
+        del log  # what onnxruntime says below an error is about placement, and nothing that a reader must know
+        folder = Path(trial.artifact.path)
+        if folder.is_dir() and not (folder / "edgebench.json").is_file() and graph_of(folder) is not None:
+            return ForeignModel(trial)
+        return OrtModel(trial)
 
 
 RUNTIME = Ort()
