@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import msgspec
 
@@ -12,7 +11,7 @@ from edgebench.engine.child import run_job
 from edgebench.engine.messages import GenerateJob, Piece, Reply
 from edgebench.engine.protocol import Limits
 from edgebench.host import Host
-from edgebench.plan import Preparer, Request, Teller, one_runtime, settings_for
+from edgebench.plan import Preparer, Request, Teller, settings_for
 from edgebench.records import Fact, Failure
 from edgebench.topology import default_threads, read_topology
 from edgebench.units import format_rate, format_seconds
@@ -68,8 +67,8 @@ def generate(
     """
     host = Host()
     topology = read_topology(host)
-    request = replace(request, runtimes=(one_runtime(request),))
     preparer = Preparer(request, host, topology, teller)
+    preparer.keep_first_runtime()
     preparer.make(Fact(value=quantizer_version(host)))
     threads = request.threads or default_threads(topology)[0]
     settings = {r.name: settings_for(request, topology, r, threads, threads) for r in preparer.runtimes}

@@ -125,21 +125,13 @@ def _check_formats(precisions: Sequence[str], runtimes: Sequence[Runtime]) -> No
             )
 
 
-def _format(precision: str, runtime: Runtime) -> str | None:
-    """The format in which this runtime gets this precision; None where it cannot have it."""
+def _format(precision: str, runtime: Runtime, source: Artifact | EdgebenchError | None = None) -> str | None:
+    """The format in which this runtime gets this precision of a source; None where it cannot have it."""
     if runtime.name == "fake":
         return "fake"
+    if isinstance(source, Artifact) and source.format == "onnx":
+        return "onnx" if "onnx" in runtime.formats else None
     return next((form for form in formats_of(precision) if form in runtime.formats), None)
-
-
-def one_runtime(request: Request) -> str:
-    """The first runtime of a request that can have its precision.
-
-    Raises:
-        UsageError: when none can.
-    """
-    runtimes, precisions, _ = check(request)
-    return next(runtime.name for runtime in runtimes if _format(precisions[0], runtime))
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
@@ -183,6 +175,12 @@ class Preparer:
         self._runtimes, self._precisions, self._workloads = check(request)
         self._trained: dict[str, int | None] = {}
         self._sources = self._obtain_all()
+        for model, source in self._sources.items():
+            if not any(_format(SHIPPED, runtime, source) for runtime in self._runtimes):
+                raise UsageError(
+                    f"{model} is an ONNX export, which {', '.join(r.name for r in self._runtimes)} cannot run.",
+                    "add --runtime ort, or give the checkpoint it was made from.",
+                )
         self._made: list[tuple[str, Runtime, str, Artifact | Failure]] = []
 
     @property
@@ -219,6 +217,11 @@ class Preparer:
                 "choose smaller workloads, or add --force-context to measure anyway.",
             )
 
+    def keep_first_runtime(self) -> None:
+        """Go on with the first runtime that can have the first precision of the first model."""
+        source, precision = next(iter(self._sources.values())), self._precisions[0]
+        self._runtimes = tuple(r for r in self._runtimes if _format(precision, r, source) is not None)[:1]
+
     def make(self, quantizer: Fact) -> None:
         """Make every precision of every model that is not there yet, in the format that each runtime needs.
 
@@ -232,8 +235,7 @@ class Preparer:
             for model, source in self._sources.items()
             for precision in ((SHIPPED,) if isinstance(source, EdgebenchError) else self._precisions)
             for runtime in self._runtimes
-            if (form := _format(precision, runtime)) is not None
-            if not _is_onnx(source) or form == "onnx"
+            if (form := _format(precision, runtime, source)) is not None
         ]
 
     def trials(self, settings: dict[str, Settings]) -> Prepared:
@@ -277,10 +279,6 @@ class Preparer:
             tokens = max(workload.context for workload in self._workloads)
             return maker.onnx(source, precision, derive.needed_context(tokens, self._trained.get(source.sha256)))
         return maker.gguf(source, precision)
-
-
-def _is_onnx(source: Artifact | EdgebenchError) -> bool:
-    return isinstance(source, Artifact) and source.format == "onnx"
 
 
 def _context_of(artifact: Artifact) -> tuple[int | None, Artifact]:

@@ -62,23 +62,16 @@ PEERS = (
 Unit = Literal["MB", "s"]
 Verdict = Literal["PASS", "MISS", "WIDE", ""]
 
-# The large checkpoint has no tokenizer: what is measured are its weights.
+# Without a vocabulary: the large checkpoint has none, and what is measured are the weights.
 EXPORT = """
 import sys
 from pathlib import Path
 from edgebench.checkpoint.gguf_weights import GGUFWeights
 from edgebench.checkpoint.hf import HFWeights
 from edgebench.export.onnx import export
-
-class NoTokenizer(HFWeights):
-    first_token = None
-
-    def vocabulary_file(self):
-        return b""
-
 source, target = map(Path, sys.argv[1:])
 target.mkdir()
-checkpoint = NoTokenizer(source) if source.is_dir() else GGUFWeights(source)
+checkpoint = HFWeights(source) if source.is_dir() else GGUFWeights(source)
 export(checkpoint, target, "int4")
 checkpoint.close()
 """

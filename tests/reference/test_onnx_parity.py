@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.slow
 _HINT = "the judge is not installed: pip install torch==2.13.0 (first), then 'transformers>=5'"
 torch = pytest.importorskip("torch", reason=_HINT)
 transformers = pytest.importorskip("transformers", minversion="5", reason=_HINT)
-onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'edgebench[onnx]'")
 
 from edgebench.checkpoint.architectures import ARCHITECTURES  # noqa: E402 - after what may skip
 from edgebench.checkpoint.hf import HFWeights  # noqa: E402
@@ -330,6 +330,8 @@ def test_two_continuations_of_a_saved_prefix_give_the_logits_of_transformers(mad
     state = context.save()
     context.prefill(other)
     close(context.logits(), made.judge(prefix + other)[-1])
+    context.clear()
+    context.prefill(random_tokens(PREFIX, seed=12))  # over the prefix
     context.restore(state)
     for token, expected in zip(rest, made.expected[PREFIX:], strict=True):
         context.time_decode([token])
