@@ -129,6 +129,8 @@ class Maker:
         """The GGUF of this precision."""
         if source.format == "onnx":
             return _one_way(source)
+        if source.format == "hf":
+            return _folder_needs(source, precision)
         if precision in (SHIPPED, source.precision):
             return source
         existing = artifacts.find_derived(source, precision, self._quantizer)
@@ -200,6 +202,15 @@ class Maker:
             shutil.rmtree(target, ignore_errors=True)
             return ended.failure or _silent("exporter")
         return artifacts.adopt_derived(source, FOREIGN, maker, target, ended.attempt.finished.notes, form="onnx")
+
+
+def _folder_needs(source: Artifact, precision: str) -> Failure:
+    return Failure(
+        kind="bad-artifact",
+        says=f"{source.path} is a Hugging Face folder, and this version makes no GGUF of it, which {precision} needs",
+        next_step=f"use --runtime ort with --precision {', '.join(ONNX_ONLY)}, or llama.cpp's convert_hf_to_gguf.py.",
+        phase="prepare",
+    )
 
 
 def _one_way(source: Artifact) -> Failure:

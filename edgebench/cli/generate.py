@@ -61,7 +61,7 @@ def command(**options: Any) -> int:
     )
     teller.clear()
     if answer.failure is not None:
-        raise ArtifactError(f"Nothing more was generated: {answer.failure.says}.", answer.failure.next_step)
+        raise ArtifactError(f"Nothing more was generated: {answer.failure.says.rstrip('.')}.", answer.failure.next_step)
     if options["as_json"]:
         click.echo(msgspec.json.encode(answer).decode())
         return 0

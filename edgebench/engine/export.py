@@ -43,9 +43,11 @@ def do(job: ExportJob, parent: Parent, host: Host) -> Finished:
 
 def _direct(job: ExportJob, parent: Parent) -> Finished:
     from edgebench.checkpoint.gguf_weights import GGUFWeights
+    from edgebench.checkpoint.hf import HFWeights
     from edgebench.export import onnx
 
-    checkpoint = GGUFWeights(Path(job.source))
+    source = Path(job.source)
+    checkpoint = HFWeights(source) if source.is_dir() else GGUFWeights(source)
     try:
         told = onnx.export(
             checkpoint,
@@ -53,8 +55,8 @@ def _direct(job: ExportJob, parent: Parent) -> Finished:
             job.precision,
             context=job.context,
             accuracy_level=job.accuracy_level,
-            vocabulary=checkpoint.vocabulary_file(),
-            first_token=checkpoint.first_token,
+            vocabulary=checkpoint.vocabulary_file() if isinstance(checkpoint, GGUFWeights) else b"",
+            first_token=checkpoint.first_token if isinstance(checkpoint, GGUFWeights) else None,
             progress=_Teller(parent),
         )
     except OSError as error:

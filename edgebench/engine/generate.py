@@ -22,7 +22,7 @@ def generate(job: GenerateJob, runtime: Runtime, parent: Parent) -> Finished:
     """
     parent.say(Phase(name="load", t_ns=time.monotonic_ns()))
     path = Path(job.trial.artifact.path)
-    vocabulary = Vocabulary(path / "tokenizer.gguf" if path.is_dir() else path)
+    vocabulary = Vocabulary(_vocabulary_of(path))
     tokens = _prompt(job, vocabulary)
     model = runtime.open(job.trial, parent.note)
     parent.say(Opened(loaded=model.loaded))
@@ -58,6 +58,17 @@ def generate(job: GenerateJob, runtime: Runtime, parent: Parent) -> Finished:
         ttft_s=(first - started) / 1e9,
         decode_s=(ended - first) / 1e9,
     )
+
+
+def _vocabulary_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (path / "tokenizer.gguf").is_file():
+        raise UsageError(
+            f"{path} holds no tokenizer.gguf, so it can be profiled and not talked to.",
+            "export the model from a GGUF, which brings its vocabulary.",
+        )
+    return path / "tokenizer.gguf"
 
 
 def _prompt(job: GenerateJob, vocabulary: Vocabulary) -> list[int]:
