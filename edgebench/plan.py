@@ -24,6 +24,7 @@ from edgebench.runtimes.base import Runtime
 from edgebench.specs import Artifact, Protocol, Settings, TrialSpec, Workload, parse_workload
 from edgebench.topology import Topology, default_threads
 
+_FEW = 3  # with more trials a round has one block of each: rounds tell more than blocks, and the budget is one
 _FAKE_BITS = {"q4_0": 4.5, "q8_0": 8.5}
 
 
@@ -264,7 +265,7 @@ class Preparer:
             runtime=runtime.name,
             settings=settings,
             workloads=self._workloads,
-            blocks=self._request.blocks,
+            blocks=self._request.blocks if len(self._made) <= _FEW else 1,
             script=self._request.script,
         )
 

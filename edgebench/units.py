@@ -85,8 +85,6 @@ def format_percent(share: float, digits: int = 2) -> str:
 def format_estimate(value: float, low: float | None, high: float | None, unit: str = "") -> str:
     """A value and its interval: ``213 ±1.2 %``. An interval with two different sides is shown by the larger one.
 
-    Beyond ``±>100 %`` the figure says nothing but "measure more rounds".
-
     Args:
         value: the estimate.
         low: lower end of its interval, or None when there is none; then the text says ``±?``.
@@ -102,8 +100,12 @@ def format_estimate(value: float, low: float | None, high: float | None, unit: s
         shown = f"{format_rate(value)} {unit}".rstrip()
     if low is None or high is None or value == 0:
         return f"{shown} ±?"
-    half_width = max(high - value, value - low) / abs(value)
-    return f"{shown} ±>100 %" if half_width > 1 else f"{shown} ±{format_percent(half_width)}"
+    return f"{shown} {format_half_width(max(high - value, value - low) / abs(value))}"
+
+
+def format_half_width(share: float) -> str:
+    """Half an interval relative to its value: ``±1.2 %``; beyond ``±>100 %`` it says nothing but "measure more"."""
+    return "±>100 %" if share > 1 else f"±{format_percent(share)}"
 
 
 # --- text to numbers --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from edgebench.analysis.conditions import condition_findings
 from edgebench.analysis.disturbance import disturbed_blocks
 from edgebench.records import Block, Finding, Run, Series, Severity
 from edgebench.specs import Protocol
-from edgebench.units import format_percent, format_seconds
+from edgebench.units import format_half_width, format_percent, format_seconds
 
 CLOCK_LIMIT = 0.9
 DRIFT_LIMIT = 0.02
@@ -278,7 +278,7 @@ def _wide_interval(
         return None
     evidence: dict[str, float | int | str] = {f"half_width_{name}": width for name, width in wide.items()}
     evidence |= {f"block_spread_{name}": spread for name, spread in restless.items()}
-    parts = [f"the interval of {name} is ±{format_percent(width)}" for name, width in wide.items()]
+    parts = [f"the interval of {name} is {format_half_width(width)}" for name, width in wide.items()]
     parts += [f"blocks of one {name} round differ by {format_percent(spread)}" for name, spread in restless.items()]
     says = "; ".join(parts)
     severity: Severity = "suspect" if restless or max(wide.values()) > 5 * protocol.target_half_width else "note"

@@ -9,6 +9,7 @@ from edgebench.units import (
     MIB,
     format_bytes_mib,
     format_estimate,
+    format_half_width,
     format_percent,
     format_rate,
     format_seconds,
@@ -110,3 +111,8 @@ def test_what_is_no_amount_of_memory_is_refused_with_examples(text: str) -> None
     with pytest.raises(UsageError, match="2GiB, 500MB") as caught:
         parse_bytes(text)
     assert repr(text) in caught.value.what
+
+
+def test_a_half_width_beyond_the_value_itself_is_no_figure():
+    assert format_half_width(0.012) == "±1.2 %"
+    assert format_half_width(3.8e23) == "±>100 %"
