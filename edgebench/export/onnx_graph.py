@@ -240,7 +240,9 @@ class DecoderGraph:
         apart = self._constant("heads.apart", np.array([0, 0, heads, config.head_dim], np.int64))
         flat = self._constant("heads.flat", np.array([0, 0, -1], np.int64))
         x = self._node("Reshape", [parts[0], apart], f"{name}.qk.heads")
-        x = self._rms(x, self._table(f"blk.{layer}.head_norms"), f"{name}.qk.norm")
+        # One scale for all heads, then one for each: onnxruntime before 1.24 takes no scale of two dimensions.
+        x = self._rms(x, self._constant("heads.ones", np.ones(config.head_dim, np.float32)), f"{name}.qk.unit")
+        x = self._node("Mul", [x, self._table(f"blk.{layer}.head_norms")], f"{name}.qk.norm")
         x = self._node("Reshape", [x, flat], f"{name}.qk.flat")
         return [self._node("Concat", [x, parts[1]], f"{name}.qkv.normed", axis=-1), "", ""]
 

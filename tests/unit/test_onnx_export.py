@@ -51,7 +51,7 @@ NODES = {
     "qwen3": ["MatMulNBits"] * 4
     + ["GroupQueryAttention", "QuickGelu", "Mul", "Split"]
     + ["Skip"] * 2
-    + ["Split", "Reshape", "SimplifiedLayerNormalization", "Reshape", "Concat"],
+    + ["Split", "Reshape", "SimplifiedLayerNormalization", "Mul", "Reshape", "Concat"],
 }
 """Of one layer: a node costs as much as its memory traffic, so one more must be a decision."""
 
