@@ -33,7 +33,7 @@ TEKKEN = rf"{_OPTIONAL}{_UPPER}*{_LOWER}+|{_OPTIONAL}{_UPPER}+{_LOWER}*|\p{{N}}|
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 _DIGIT = "digits one by one"  # ``Digits`` with individual_digits, not an expression
@@ -98,7 +98,7 @@ def _cuts(pre_tokenizer: object) -> tuple[str, ...] | None:
             pattern = step.get("pattern")
             if not isinstance(pattern, dict) or not isinstance(pattern.get("Regex"), str):
                 return None
-            found.append(pattern["Regex"])
+            found.append(pattern["Regex"].replace("\r", r"\r").replace("\n", r"\n"))
         else:
             return None
     return tuple(found)

@@ -157,7 +157,9 @@ class _Settings:
                 found["default"] = template
             elif isinstance(template, list):
                 pairs = (entry for entry in template if isinstance(entry, dict))
-                found |= {str(entry["name"]): str(entry["template"]) for entry in pairs if {"name", "template"} <= set(entry)}
+                found |= {
+                    str(entry["name"]): str(entry["template"]) for entry in pairs if {"name", "template"} <= set(entry)
+                }
         plain = self.folder / "chat_template.jinja"
         if plain.is_file():
             found["default"] = _text(plain)
@@ -175,7 +177,9 @@ class _FromJSON:
             raise ArtifactError(f"{path} is not what a tokenizer.json should be: {error}.", f"{_NEXT}.") from error
         model = self._all.model
         if (model.type or "BPE") != "BPE" or not isinstance(model.vocab, dict):
-            raise self._refuse(f"is of the kind {model.type!r}; the GGUF writer knows BPE (byte-level or with byte fallback)")
+            raise self._refuse(
+                f"is of the kind {model.type!r}; the GGUF writer knows BPE (byte-level or with byte fallback)"
+            )
         self._model, self._vocab = model, model.vocab
         self._added = [token for token in self._all.added_tokens if not self._lacks_row(token)]
 
@@ -200,9 +204,7 @@ class _FromJSON:
         unknown = [kind for kind in kinds if kind not in _NORMAL_FORMS]
         if unknown:
             raise self._refuse(f"normalises text by {unknown[0]}, which llama.cpp does not")
-        pre = recognise(
-            self._all.pre_tokenizer, normalises=bool(kinds), ignores_merges=self._model.ignore_merges
-        )
+        pre = recognise(self._all.pre_tokenizer, normalises=bool(kinds), ignores_merges=self._model.ignore_merges)
         if pre is None:
             raise self._refuse(f"cuts text into words as no pre-tokenizer of llama.cpp does: {self._all.pre_tokenizer}")
         tokens, types = self._lists()
@@ -235,14 +237,18 @@ class _FromJSON:
         notes = []
         if first_space == "first":
             notes.append("llama.cpp puts a space before text after a special token too, transformers at the start only")
-        return self._tokenizer("llama", "default", tokens, types, notes=notes, scores=scores, prefix=first_space != "never")
+        return self._tokenizer(
+            "llama", "default", tokens, types, notes=notes, scores=scores, prefix=first_space != "never"
+        )
 
     def _space_prefix(self) -> str:
         """``always``, ``first`` (only at the start of the text) or ``never``."""
         for step in steps(self._all.pre_tokenizer):
             if step.get("type") == "Metaspace":
                 scheme = step.get("prepend_scheme")
-                return scheme if isinstance(scheme, str) else "always" if step.get("add_prefix_space", True) else "never"
+                return (
+                    scheme if isinstance(scheme, str) else "always" if step.get("add_prefix_space", True) else "never"
+                )
         prepends = any(step.get("type") == "Prepend" for step in steps(self._all.normalizer))
         return "always" if prepends else "never"
 
@@ -289,7 +295,9 @@ class _FromJSON:
         twice = _first_repeated(tokens)
         if twice is not None:
             raise self._refuse(f"gives two ids to the token {twice!r}")
-        ids = self._settings.ids(tokens, {"unk": tokens.index(self._model.unk_token)} if self._model.unk_token in tokens else {})
+        ids = self._settings.ids(
+            tokens, {"unk": tokens.index(self._model.unk_token)} if self._model.unk_token in tokens else {}
+        )
         first, last = self._template(tokens)
         add_bos, add_eos = self._settings.flag("add_bos_token"), self._settings.flag("add_eos_token")
         special = [token for token in self._added if token.special]
@@ -326,9 +334,7 @@ def _from_sentencepiece(path: Path, model: SentencePieceModel, vocabulary: int, 
     if model.removes_whitespace:
         raise ArtifactError(f"{path} removes repeated spaces, which llama.cpp does not.", f"{_NEXT}.")
     if len(model.pieces) > vocabulary:
-        raise ArtifactError(
-            f"{path} has {len(model.pieces)} tokens; the embedding has {vocabulary} rows.", f"{_NEXT}."
-        )
+        raise ArtifactError(f"{path} has {len(model.pieces)} tokens; the embedding has {vocabulary} rows.", f"{_NEXT}.")
     pieces = model.pieces
     padding = range(len(pieces), vocabulary)
     tokens = [piece.text for piece in pieces] + [f"[PAD{number}]" for number in padding]
