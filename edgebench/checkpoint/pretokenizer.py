@@ -30,15 +30,18 @@ GPT4O = (
     rf"|\p{{N}}{{1,3}}|{_SLASH_TAIL}"
 )
 TEKKEN = rf"{_OPTIONAL}{_UPPER}*{_LOWER}+|{_OPTIONAL}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASH_TAIL}"
+_DEEPSEEK3_WORDS = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _DEEPSEEK3 = (
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    _DEEPSEEK3_WORDS,
 )
 _DIGIT = "digits one by one"  # ``Digits`` with individual_digits, not an expression
 
-_WHOLE_WORDS = {(LLAMA3,): "llama-bpe", (TEKKEN,): "tekken"}
+_WHOLE_WORDS: dict[tuple[str, ...], str] = {(LLAMA3,): "llama-bpe", (TEKKEN,): "tekken"}
 _BY_STEPS: dict[tuple[str, ...], str] = {
     (GPT2,): "gpt-2",
     (_DIGIT, GPT2): "smollm",
@@ -61,7 +64,7 @@ def steps(node: object) -> list[dict[str, Any]]:
         return []
     if node.get("type") != "Sequence":
         return [node]
-    inner = next((node[key] for key in ("pretokenizers", "normalizers", "processors") if key in node), [])
+    inner: object = next((node[key] for key in ("pretokenizers", "normalizers", "processors") if key in node), [])
     return [step for one in inner for step in steps(one)] if isinstance(inner, list) else []
 
 

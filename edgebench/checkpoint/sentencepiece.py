@@ -70,31 +70,23 @@ def _damaged(path: Path, what: str) -> ArtifactError:
 
 def _model(data: memoryview) -> SentencePieceModel:
     pieces: list[Piece] = []
-    ids = {"unk": 0, "bos": 1, "eos": 2, "pad": -1}  # the defaults of the format
-    model_type, prefix, removes = 1, True, True
+    trainer: dict[int, int] = {_MODEL_TYPE: 1, 40: 0, 41: 1, 42: 2, 43: -1}  # the defaults of the format
+    normalizer: dict[int, int] = {_DUMMY_PREFIX: 1, _EXTRA_WHITESPACE: 1}
     for number, value in _fields(data):
         if number == _PIECES:
             pieces.append(_piece(_bytes(value)))
-        elif number == _TRAINER:
-            for inner, setting in _fields(_bytes(value)):
-                if inner == _MODEL_TYPE:
-                    model_type = _whole(setting)
-                elif inner in _IDS:
-                    ids[_IDS[inner]] = _whole(setting)
-        elif number == _NORMALIZER:
-            for inner, setting in _fields(_bytes(value)):
-                if inner == _DUMMY_PREFIX:
-                    prefix = bool(_whole(setting))
-                elif inner == _EXTRA_WHITESPACE:
-                    removes = bool(_whole(setting))
+        elif number in (_TRAINER, _NORMALIZER):
+            kept = trainer if number == _TRAINER else normalizer
+            kept |= {inner: _whole(setting) for inner, setting in _fields(_bytes(value)) if inner in kept}
     if not pieces:
         raise ValueError("it holds no pieces")
+    ids = {role: trainer[field] for field, role in _IDS.items()}
     return SentencePieceModel(
         pieces=tuple(pieces),
-        ids={name: number for name, number in ids.items() if 0 <= number < len(pieces)},
-        is_bpe=model_type == _BPE,
-        dummy_prefix=prefix,
-        removes_whitespace=removes,
+        ids={role: number for role, number in ids.items() if 0 <= number < len(pieces)},
+        is_bpe=trainer[_MODEL_TYPE] == _BPE,
+        dummy_prefix=bool(normalizer[_DUMMY_PREFIX]),
+        removes_whitespace=bool(normalizer[_EXTRA_WHITESPACE]),
     )
 
 
@@ -144,7 +136,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
-        if byte < 0x80:  # noqa: PLR2004 - the highest bit says that more follows
+        if byte < 0x80:
             return value, at
     raise ValueError("a number of more than ten bytes")
 

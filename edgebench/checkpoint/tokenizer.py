@@ -55,7 +55,7 @@ class Tokenizer(Spec, frozen=True, kw_only=True):
     add_space_prefix: bool
     strips_right: bool = False
     """Whether special tokens swallow the spaces after them (Phi-3)."""
-    chat_templates: dict[str, str] = {}
+    chat_templates: dict[str, str] = msgspec.field(default_factory=dict)
     """By name; the usual one is called ``default``."""
     notes: tuple[str, ...] = ()
     """What a reader of the GGUF must know."""
@@ -71,8 +71,8 @@ class _Added(msgspec.Struct):
 
 class _Model(msgspec.Struct):
     type: str | None = None
-    vocab: dict[str, int] | list[Any] = {}
-    merges: list[str | tuple[str, str]] = []
+    vocab: dict[str, int] | list[Any] = msgspec.field(default_factory=dict)
+    merges: list[str | tuple[str, str]] = msgspec.field(default_factory=list)
     byte_fallback: bool = False
     ignore_merges: bool = False
     unk_token: str | None = None
@@ -80,7 +80,7 @@ class _Model(msgspec.Struct):
 
 class _Document(msgspec.Struct):
     model: _Model
-    added_tokens: list[_Added] = []
+    added_tokens: list[_Added] = msgspec.field(default_factory=list)
     normalizer: Any = None
     pre_tokenizer: Any = None
     post_processor: Any = None
@@ -123,7 +123,7 @@ class _Settings:
         value = self._tokenizer.get(name)
         return value if isinstance(value, bool) else None
 
-    def ids(self, tokens: Iterable[str], known: Mapping[str, int] = {}) -> dict[str, int]:  # noqa: B006 - never changed
+    def ids(self, tokens: Iterable[str], known: Mapping[str, int] = {}) -> dict[str, int]:
         """Special ids by role: by the tokenizer's files first, then ``known``, then the model's configuration."""
         tokens = tuple(tokens)
         at = {token: number for number, token in enumerate(tokens)}
@@ -270,7 +270,7 @@ class _FromJSON:
         return [token for token, _ in filled], [kind for _, kind in filled]
 
     def _is_byte(self, token: str) -> bool:
-        return self._model.byte_fallback and len(token) == 6 and token in BYTE_TOKENS  # noqa: PLR2004 - <0xNN>
+        return self._model.byte_fallback and len(token) == 6 and token in BYTE_TOKENS
 
     def _added_type(self, added: _Added) -> int:
         if added.content == self._model.unk_token:
@@ -280,7 +280,7 @@ class _FromJSON:
         # ``normalized: false`` matches raw text, and raw text has spaces: only the merges ever make such a token.
         return NORMAL if SPACE in added.content and self._model.byte_fallback else USER_DEFINED
 
-    def _tokenizer(  # noqa: PLR0913 - the parts in which the families differ
+    def _tokenizer(
         self,
         family: Literal["gpt2", "llama"],
         pre: str,

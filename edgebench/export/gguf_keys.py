@@ -65,7 +65,7 @@ def _check_attention(checkpoint: HFWeights) -> None:
         raise _refuse(checkpoint, "caps its logits")
     if config.attention_scale is not None:
         # Gemma 3 27B alone, which llama.cpp recognises by its number of layers (src/models/gemma3.cpp).
-        known = config.layers == 62 and abs(config.attention_scale - (config.hidden / config.heads) ** -0.5) < 1e-9  # noqa: PLR2004
+        known = config.layers == 62 and abs(config.attention_scale - (config.hidden / config.heads) ** -0.5) < 1e-9
         if not known:
             raise _refuse(checkpoint, f"multiplies attention scores by {config.attention_scale:g}")
     if name in ("phi3", "gpt2") and config.head_dim * config.heads != config.hidden:
@@ -129,11 +129,10 @@ def _longrope(checkpoint: HFWeights) -> tuple[list[float], list[float], int] | N
         return None
     pairs = checkpoint.config.rope.dimensions // 2 if checkpoint.config.rope else 0
     long, short = scheme.get("long_factor"), scheme.get("short_factor")
-    for factors in (long, short):
-        if not isinstance(factors, list) or len(factors) != pairs:
-            raise ArtifactError(
-                f"{checkpoint.path} has no long_factor and short_factor of {pairs} numbers.", "get config.json again."
-            )
+    if not isinstance(long, list) or not isinstance(short, list) or {len(long), len(short)} != {pairs}:
+        raise ArtifactError(
+            f"{checkpoint.path} has no long_factor and short_factor of {pairs} numbers.", "get config.json again."
+        )
     raw = checkpoint.hf_config.raw
     original = scheme.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
     return long, short, int(original or checkpoint.config.context)

@@ -7,7 +7,6 @@ form NFC, because llama.cpp does not normalise text and many tokenizers do: for 
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,19 +34,19 @@ PIECES = (
     '<div class="a b"><p>&nbsp;©</p></div> {{ template }} $x^2 + \\alpha_{i}$ `code` **bold** __init__',
     "https://example.org/path/to?query=1&other=%20#fragment user@example.org C:\\Temp\\file.txt",
     "snake_case camelCase PascalCase SCREAMING_CASE kebab-case x1y2z3 v1.2.3-rc.4",
-    "!!! ??? ... --- ___ *** ### ~~~ (((([[{{<<>>}}]])))) '\"'\"' … — – “quoted” ‘so’",
+    "!!! ??? ... --- ___ *** ### ~~~ (((([[{{<<>>}}]])))) '\"'\"' … — \u2013 “quoted” \u2018so\u2019",
     "Français: déjà vu, cœur, naïve — Straße, Übergröße, Ångström, señor, mañana, Łódź, čeština",
     "Съешь же ещё этих мягких булок. Россия, Україна, Србија.",
     "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία",
     "مرحبا بالعالم، كيف حالك؟ ٣٤٥",
     "שלום עולם, מה שלומך?",
-    "我们今天去公园，你呢？繁體中文也要測試。",
-    "日本語のテキスト、ひらがなとカタカナ。Ｆｕｌｌｗｉｄｔｈ",
+    "我们今天去公园\uff0c你呢\uff1f繁體中文也要測試。",
+    "日本語のテキスト、ひらがなとカタカナ。\uff26\uff55\uff4c\uff4c\uff57\uff49\uff44\uff54\uff48",
     "안녕하세요, 세계! 한국어 문장입니다.",
-    "हिन\u094dदी म\u0947\u0902 एक वाक\u094dय। สว\u0e31สด\u0e35ชาวโลก Tiếng Việt",
+    "हिन्दी में एक वाक्य। สวัสดีชาวโลก Tiếng Việt",
     "😀🚀 👨\u200d👩\u200d👧 👍🏽 🇩🇪 ❤\ufe0f ok🎉🎉",
     "∑∫∂√∞ ≤≥≠ →⇒ €£¥ §¶ │┌─ █░",
-    "𝐀 𠀀 𝟘",  # beyond the basic plane
+    "\U0001d400 𠀀 \U0001d7d8",  # beyond the basic plane
     "zero\u200bwidth, no\u00a0break, thin\u2009space, ideographic\u3000space",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa !!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!",
     "                                  " + "x" + "\n" * 9 + "y",
