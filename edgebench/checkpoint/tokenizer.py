@@ -364,10 +364,12 @@ def _piece_type(kind: int, text: str) -> int:
 
 
 def _first_repeated(tokens: list[str]) -> str | None:
-    if len(set(tokens)) == len(tokens):
-        return None
     seen: set[str] = set()
-    return next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+    for token in tokens:
+        if token in seen:
+            return token
+        seen.add(token)
+    return None
 
 
 def _content(token: object) -> str | None:

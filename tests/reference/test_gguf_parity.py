@@ -23,12 +23,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 
 TOLERANCE = 1e-3
 TEXT = (
-    "The tiny model reads a tiny text: it's about 1234 words, they've said. Das Maß ist voll; déjà vu! Привет, мир. 你好世界 "
+    "The tiny model reads a tiny text: it's about 1234 words, they've said. Das Maß ist voll; déjà vu! Привет, мир. "
+    "你好世界 "
     "def f(x):\n    return x + 1\n\n  two  spaces   three and words words words reading the model of the text again\n"
 )
 ROWS = 640
 LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 
@@ -74,7 +76,7 @@ def sentencepiece_like(*, prefix: bool):
     tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *chosen, *letters]
     at = {token: number for number, token in enumerate(tokens)}
     merges = [(t[:cut], t[cut:]) for t in chosen for cut in range(1, len(t)) if t[:cut] in at and t[cut:] in at]
-    tokenizer = Tokenizer(models.BPE(at, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(at, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))  # noqa: S106 - a token of text
     spaces = normalizers.Replace(" ", space)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(space), spaces]) if prefix else spaces
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in specials])
@@ -113,8 +115,8 @@ def longrope():
     )
 
 
-# llama.cpp looks GELU up in a table of f16 (ggml's GGML_GELU_FP16): that alone moves logits by 1e-3, where the same graph
-# with SiLU agrees to 1e-5. So the judge's GELU is rounded likewise, and the unrounded one is only looked at.
+# llama.cpp looks GELU up in a table of f16 (ggml's GGML_GELU_FP16): that alone moves logits by 1e-3, where the same
+# graph with SiLU agrees to 1e-5. So the judge's GELU is rounded likewise, and the unrounded one is only looked at.
 GELU = {"initializer_range": 0.08}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 CASES = {
@@ -198,10 +200,12 @@ def judged(model, ids: list[int], *, half_gelu: bool = False) -> np.ndarray:
     blocks = [(block, name) for block in model.modules() for name in ("act", "act_fn") if hasattr(block, name)]
     exact = [getattr(block, name) for block, name in blocks]
     for (block, name), activation in zip(blocks, exact, strict=True):
+        delattr(block, name)
         setattr(block, name, HalfGelu() if half_gelu else activation)
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].numpy()
     for (block, name), activation in zip(blocks, exact, strict=True):
+        delattr(block, name)  # a function does not take the place of a module
         setattr(block, name, activation)
     return logits
 
@@ -246,7 +250,8 @@ def test_logits_are_those_of_transformers(case):
 def strings() -> list[str]:
     """Every pair of these, so that what stands beside what is tested too."""
     parts = [
-        "words", " a model", "\n", "\n\n\n", "  ", "   \t", "123", "45678", "it's", "DON'T", "déjà", "Привет", "你好", "日本語",
+        "words", " a model", "\n", "\n\n\n", "  ", "   \t", "123", "45678", "it's", "DON'T", "déjà", "Привет",
+        "你好", "日本語",
         "안녕", "مرحبا", "🎉", "👩‍👧", "<|im_end|>", "<s>", "x=1;", "::", "\u3000",
     ]  # fmt: skip
     return ["".join(pair) for pair in itertools.product(parts, repeat=2)]
