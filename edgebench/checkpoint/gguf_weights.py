@@ -26,7 +26,7 @@ _CHUNK_ELEMENTS = 1 << 20  # dequantised at once: gguf-py makes several temporar
 _Item = TypeVar("_Item", bound=np.generic)
 _TYPE_IDS = {kind.name: number for number, kind in GGML_TYPES.items()}
 _ROTARY_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-# Not among the keys of the file: llama.cpp's gemma3 has these numbers in its code (src/models/gemma3.cpp).
+# What llama.cpp's gemma3 assumes where the keys are absent, as they usually are (src/models/gemma3.cpp).
 _GEMMA3_PATTERN, _GEMMA3_LOCAL_BASE = 6, 10000.0
 
 
@@ -203,7 +203,7 @@ class _Keys:
             norm_eps=self.number(f"attention.{norm}"),
             tied=not weights.has("output.weight"),
             rope=None if weights.architecture.rotary == "none" else self._rope(weights, head_dim),
-            local_rope=Rope(base=_GEMMA3_LOCAL_BASE, dimensions=head_dim) if self._arch == "gemma3" else None,
+            local_rope=self._local_rope(head_dim) if self._arch == "gemma3" else None,
             window=window,
             local_layers=self._local_layers(layers) if window else (),
         )
@@ -218,9 +218,19 @@ class _Keys:
         value = self._header.metadata.get(f"{self._arch}.attention.sliding_window")
         return value if isinstance(value, int) and value > 0 else None
 
+    def _local_rope(self, head_dim: int) -> Rope:
+        return Rope(base=self.number("rope.freq_base_swa", _GEMMA3_LOCAL_BASE), dimensions=head_dim)
+
     def _local_layers(self, layers: int) -> tuple[bool, ...]:
         if self._arch == "gemma3":
-            return tuple((layer + 1) % _GEMMA3_PATTERN != 0 for layer in range(layers))
+            key = "attention.sliding_window_pattern"
+            if f"{self._arch}.{key}" in self._header.arrays:
+                raise ArtifactError(
+                    f"{self._path} says layer by layer where its sliding window is, which this reader does not know.",
+                    "start from the Hugging Face folder instead.",
+                )
+            period = self.whole(key, _GEMMA3_PATTERN)
+            return tuple((layer + 1) % period != 0 for layer in range(layers))
         return (True,) * layers
 
     def _rope(self, weights: GGUFWeights, head_dim: int) -> Rope:

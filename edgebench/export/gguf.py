@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 PRECISIONS = ("f32", "f16", "bf16", "q8_0")
+_LARGEST_F16 = float(np.finfo(np.float16).max)
+_CHUNK_ELEMENTS = 1 << 18
 _ALWAYS_F32 = ("position_embd.weight",)  # as llama.cpp's converter: it is added, never multiplied
 
 
@@ -196,7 +198,6 @@ class _Export:
 
     def _rounded(self, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
         from gguf import GGMLQuantizationType
-        from gguf.quants import quantize
 
         kind = self._type(name)
         if kind is GGMLQuantizationType.F32:
@@ -204,15 +205,18 @@ class _Export:
         if kind is GGMLQuantizationType.F16:
             if self._precision != "f16":
                 self._not_in_blocks.append(name)
-            self._check_range(name, values)
-            return values.astype(np.float16)
-        return np.ascontiguousarray(quantize(values, kind))
+            self._check_range(name, values, _LARGEST_F16, "f16")
+            with np.errstate(over="ignore"):  # what is infinite already
+                return values.astype(np.float16)
+        if kind is GGMLQuantizationType.Q8_0:
+            self._check_range(name, values, 127 * _LARGEST_F16, "q8_0, whose scales are f16")
+        return _in_blocks(values, kind)
 
-    def _check_range(self, name: str, values: npt.NDArray[np.float32]) -> None:
-        largest = float(max(values.max(), -values.min()))
-        if np.isfinite(largest) and largest > np.finfo(np.float16).max:
+    def _check_range(self, name: str, values: npt.NDArray[np.float32], limit: float, what: str) -> None:
+        largest = float(max(np.fmax.reduce(values, axis=None), -np.fmin.reduce(values, axis=None)))
+        if limit < largest < np.inf:
             raise ArtifactError(
-                f"{self._checkpoint.path} has the weight {largest:g} in {name}, too large for f16.",
+                f"{self._checkpoint.path} has the weight {largest:g} in {name}, too large for {what}.",
                 "export it at bf16 or f32.",
             )
 
@@ -223,6 +227,20 @@ class _Export:
         ):
             if names:
                 yield f"{what}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+
+
+def _in_blocks(values: npt.NDArray[np.float32], kind: GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+    """gguf-py's rounding, some rows at a time: it makes several temporaries of what it is given."""
+    from gguf import GGML_QUANT_SIZES
+    from gguf.quants import quantize
+
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    rows, width = values.shape
+    out = np.empty((rows, width // block * block_bytes), np.uint8)
+    step = max(1, _CHUNK_ELEMENTS // width)
+    for first in range(0, rows, step):
+        out[first : first + step] = quantize(values[first : first + step], kind).view(np.uint8)
+    return out
 
 
 def _quantization_version() -> int:
