@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from edgebench.checkpoint.hf import HFWeights
 from edgebench.checkpoint.tokenizer import read_tokenizer
 from edgebench.errors import ArtifactError, UnknownNameError
 from edgebench.export.gguf import export, model_name
+from edgebench.export.token_ids import llama_token_ids
 
 ROWS = 320
 SHAPE = {
@@ -259,6 +261,40 @@ def test_ids_that_differ_are_refused_and_the_piece_is_named(tmp_path, monkeypatc
         export(source, tmp_path / "model.gguf", "f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     source.close()
+
+
+def sentencepiece_bytes(words: str) -> bytes:
+    """A ``tokenizer.model`` of the pieces of these words, shorter ones first; lengths stay below 128, one byte each."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def piece(text: str, score: float, kind: int) -> bytes:
+        return field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", score) + bytes([3 << 3, kind]))
+
+    letters = sorted(set(words))
+    parts = sorted(
+        {words[a:b] for a in range(len(words) - 3) for b in (a + 2, a + 3)}, key=lambda part: (len(part), part)
+    )
+    out = piece("<unk>", 0, 2) + piece("<s>", 0, 3) + piece("</s>", 0, 3)
+    out += b"".join(piece(f"<0x{byte:02X}>", 0, 6) for byte in range(256))
+    out += b"".join(piece(part, -rank, 1) for rank, part in enumerate([*parts, *letters], 1))
+    return out + field(2, bytes([3 << 3, 2])) + field(3, bytes([3 << 3, 1, 4 << 3, 0]))
+
+
+def test_a_sentencepiece_model_alone_is_enough_and_is_verified(tmp_path):
+    folder = make_folder(tmp_path / "model", CONFIGS["llama"])
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer.model").write_bytes(sentencepiece_bytes("\u2581the\u2581text"))
+    source = HFWeights(folder)
+    export(source, tmp_path / "model.gguf", "f32")
+    source.close()
+    (ids,) = llama_token_ids(tmp_path / "model.gguf", ["the text!"], add_special=True)
+    tokens = read_tokenizer(folder, ROWS, {}).tokens
+    assert ids[0] == 1
+    assert "".join(tokens[number] for number in ids[1:]) == "\u2581the\u2581text<0x21>"
+    assert len(ids) < len("\u2581the\u2581text!")
 
 
 def test_an_unknown_precision_is_refused(tmp_path, folder):

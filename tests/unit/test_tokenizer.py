@@ -300,6 +300,14 @@ def test_a_sentencepiece_model_that_llama_cpp_would_read_otherwise_is_refused(tm
         read_tokenizer(tmp_path, 264, {})
 
 
+@pytest.mark.parametrize("cut", [1, 2, 20])
+def test_a_sentencepiece_model_that_ends_inside_a_field_is_refused(tmp_path, cut):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(sentencepiece()[:-cut])
+    with pytest.raises(ArtifactError, match="no sentencepiece model"):
+        read_model(path)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @example(cut=1, at=0, byte=0x0A)
 @given(cut=st.integers(0, 4000), at=st.integers(0, 4000), byte=st.integers(0, 255))
