@@ -31,26 +31,25 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import msgspec
+from costs import Cost, conclude, judge
+from experiment import HOST, NO_BUDGET_S, failed, running, say, start
 
 from edgebench.engine.child import Child
 from edgebench.engine.messages import MeasureJob, Phase, Ready, Reply
 from edgebench.engine.protocol import Limits
 from edgebench.engine.telemetry import Telemetry
-from edgebench.errors import EdgebenchError, HostError, UsageError
-from edgebench.host import Host
+from edgebench.errors import HostError
 from edgebench.profile import Outcome
 from edgebench.runtimes.llamacpp import LlamaContext
 from edgebench.specs import TrialSpec, parse_workload
@@ -66,10 +65,6 @@ MOST_DEFAULT_S = 120.0
 MOST_TOKEN_S = 2e-6
 COLD_BYTES = 1 << 26
 LIMIT_S = 900.0
-NO_BUDGET_S = 1e9
-HOST = Host()
-Unit = Literal["%", "MB", "s", "us", ""]
-Verdict = Literal["PASS", "MISS", "WIDE", ""]
 
 # The command as its console script runs it; as it exits it leaves its peak memory, or its modules, in a file.
 COMMAND = """
@@ -84,55 +79,7 @@ main()
 """
 
 
-class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the table, in SI units; the interval is absent where one number is all there is."""
-
-    what: str
-    figure: float
-    low: float | None = None
-    high: float | None = None
-    target: float | None
-    """None: for information."""
-    unit: Unit
-    verdict: Verdict
-    note: str = ""
-
-
-def judge(
-    what: str,
-    figure: float,
-    interval: Interval | None,
-    target: float | None,
-    unit: Unit,
-    note: str = "",
-) -> Cost:
-    """A figure that must not exceed its target, if it has one."""
-    verdict: Verdict = "PASS"
-    if target is None:
-        verdict = ""
-    elif figure > target:
-        verdict = "MISS"
-    elif interval is not None and interval.high > target:
-        verdict = "WIDE"
-    low, high = (interval.low, interval.high) if interval else (None, None)
-    return Cost(what=what, figure=figure, low=low, high=high, target=target, unit=unit, verdict=verdict, note=note)
-
-
 # --- processes --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def running(argv: Sequence[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that does not outlive the block; edgebench's own children end with their parent."""
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **streams)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def run(argv: Sequence[str]) -> float:
@@ -152,8 +99,7 @@ def run(argv: Sequence[str]) -> float:
             ) from None
     wall_s = time.monotonic() - started
     if process.returncode != 0:
-        tail = said.decode(errors="replace")[-800:]
-        raise HostError(f"{' '.join(argv[-4:])} ended with status {process.returncode}: {tail}", "run edgebench alone.")
+        raise failed(argv[-4:], process.returncode, said.decode(errors="replace"), "run edgebench alone.")
     return wall_s
 
 
@@ -258,9 +204,9 @@ def sampler_costs(options: argparse.Namespace, folder: Path, samples: dict[str, 
         judge(
             f"{name} speed lost to the sampler",
             1 - ratio(watched, alone),
-            lost,
             MOST_LOST,
             "%",
+            lost,
             f"{len(watched)} pairs, {trial.settings.threads} threads; it used {median(shares):.2%} of a core",
         )
     ]
@@ -276,12 +222,12 @@ def help_costs(options: argparse.Namespace, folder: Path, samples: dict[str, Any
     heavy = [name for name in HEAVY if name in modules.split()]
     samples["help_s"] = walls
     time_cost = judge(
-        "edgebench --help", median(walls), median_interval(walls), MOST_HELP_S, "s", f"{len(walls)} times"
+        "edgebench --help", median(walls), MOST_HELP_S, "s", median_interval(walls), f"{len(walls)} times"
     )
     if time_cost.verdict != "PASS":
         say("slowest imports of edgebench --help (us alone, us with what it imports, module):")
         say("\n".join(slowest_imports()))
-    return [time_cost, judge("heavy packages imported by --help", len(heavy), None, 0, "", " ".join(heavy))]
+    return [time_cost, judge("heavy packages imported by --help", len(heavy), 0, "", note=" ".join(heavy))]
 
 
 def slowest_imports(count: int = 12) -> list[str]:
@@ -303,8 +249,8 @@ def profile_costs(
     peaks = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")]
     samples[name] = {"wall_s": wall_s, "rss_peak_bytes": peaks[0]}
     return [
-        judge(f"{name}, wall time", wall_s, None, target_s, "s"),
-        judge(f"{name}, parent's peak memory", peaks[0], None, MOST_RSS_BYTES, "MB"),
+        judge(f"{name}, wall time", wall_s, target_s, "s"),
+        judge(f"{name}, parent's peak memory", peaks[0], MOST_RSS_BYTES, "MB"),
     ]
 
 
@@ -366,33 +312,11 @@ def token_costs(options: argparse.Namespace, samples: dict[str, Any]) -> list[Co
         # A difference of two noisy times need not be positive, and the interval of a median needs positive values.
         interval = median_interval(found) if min(found) > 0 else None
         note, target = f"{options.loops} loops of {tokens} tokens", None if cold else MOST_TOKEN_S
-        costs.append(judge(f"recording, per token, {name}", median(found), interval, target, "us", note))
+        costs.append(judge(f"recording, per token, {name}", median(found), target, "us", interval, note))
     return costs
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-SCALE = {"%": 100.0, "MB": 1e-6, "s": 1.0, "us": 1e6, "": 1.0}
-
-
-def print_table(costs: Sequence[Cost]) -> None:
-    """What, figure, interval, target, verdict."""
-    width = max(len(cost.what) for cost in costs)
-    print(f"\n{'what':{width}}     figure  {'interval':17}  target  verdict")
-    for cost in costs:
-        scale = SCALE[cost.unit]
-        interval = "-"
-        if cost.low is not None and cost.high is not None:
-            interval = f"{cost.low * scale:.3g} to {cost.high * scale:.3g}"
-        figure = f"{cost.figure * scale:.3g} {cost.unit}"
-        target = "-" if cost.target is None else f"{cost.target * scale:g} {cost.unit}"
-        print(f"{cost.what:{width}}  {figure:>9}  {interval:17} {target:>7}  {cost.verdict:4}  {cost.note}".rstrip())
 
 
 def measure(options: argparse.Namespace, folder: Path, samples: dict[str, Any]) -> list[Cost]:
@@ -440,26 +364,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Measure, judge, print; the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # children are then killed as on Ctrl-C
     options = parse_arguments()
     samples: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="edgebench-cost-") as folder:
         costs = measure(options, Path(folder), samples)
-    print_table(costs)
-    passed = all(cost.verdict != "MISS" for cost in costs)
-    summary = {"question": "cost of measuring", "costs": costs, "nothing_missed": passed}
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.encode({**summary, "samples": samples}))
-    print(msgspec.json.encode(summary).decode())
-    return 0 if passed else 1
+    return conclude("cost of measuring", costs, {"samples": samples}, options.json)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgebenchError as error:
-        say(f"error: {error}")
-        sys.exit(2 if isinstance(error, UsageError) else error.exit_code)
-    except KeyboardInterrupt:
-        say("interrupted; no child is left")
-        sys.exit(130)
+    start(main)

@@ -13,8 +13,7 @@ calls. This script lets them measure the same files at the same thread counts an
    cancels. ``PASS``: the whole 95 % interval lies in 0.98 to 1.02. ``MISS``: the ratio lies outside. ``WIDE``: the
    ratio lies inside but the interval does not; more rounds, or a quieter machine, decide.
 
-It needs edgebench, a C++ compiler, cmake and, the first time, the package index. The build stays in edgebench's cache,
-below ``llama-bench/``; a second run builds nothing.
+It needs edgebench, a C++ compiler, cmake and, the first time, the package index (see llama_bench_build.py).
 
     python scripts/llama_bench_parity.py
     python scripts/llama_bench_parity.py --rounds 20 --threads 4 --precisions q4_k_m --quiet-only --json parity.json
@@ -40,93 +39,29 @@ Exit status: 0 when nothing missed, 1 when something did.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import importlib.metadata
 import os
 import platform
-import re
-import resource
-import shutil
-import signal
-import subprocess
-import sys
-import tarfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any
 
+import experiment
 import msgspec
+from llama_bench_build import Bench, Wheel, choose_engine, get_llama_bench, installed_wheel, with_libraries
 
-import edgebench
-from edgebench.analysis.disturbance import disturbance
-from edgebench.artifacts import adopt_derived, cache_dir, find_derived, obtain, work_file
-from edgebench.engine.about import about
-from edgebench.engine.child import run_job
-from edgebench.engine.edges import EdgeReader
-from edgebench.engine.messages import MeasureJob, QuantizeJob
-from edgebench.engine.protocol import Limits
-from edgebench.errors import EdgebenchError, FetchError, HostError, MissingDependency, NothingMeasured
-from edgebench.export.quantize import check_precision
-from edgebench.host import Host
-from edgebench.records import Block, Edge
+from edgebench.derive import Maker, obtain_source
+from edgebench.errors import HostError, NothingMeasured
+from edgebench.export.precisions import check_precision
 from edgebench.specs import Artifact, Settings, TrialSpec, parse_workload
 from edgebench.stats import median, ratio, ratio_interval
-from edgebench.topology import read_topology
 
-T = TypeVar("T")
-PACKAGE = "llama-cpp-python"
 LOWEST, HIGHEST = 0.98, 1.02
 WORKLOADS = ("pp512", "tg128")
-MOST_JOBS = 2  # more compilers at once need more memory than a small board has
-ATTEMPTS = 3  # with --quiet-only, as a multiple of the rounds
-QUIET_WAIT_S = 300.0
 SAME_OFFSET = "glibc.malloc.mmap_threshold=131072"  # glibc's own first value; given, it no longer grows
-HOST = Host()
-TOPOLOGY = read_topology(HOST)
 
 # What llama-bench reports must be what edgebench asks for; -1 is "auto".
 EXPECTED = {"n_batch": 2048, "n_ubatch": 512, "type_k": "f16", "type_v": "f16", "n_depth": 0, "cpu_mask": "0x0"}
 EXPECTED |= {"flash_attn": -1, "repack": True, "n_gpu_layers": 0}
-
-SYSTEM_INFO = """
-import ctypes, sys
-library = ctypes.CDLL(sys.argv[1])
-library.llama_print_system_info.restype = ctypes.c_char_p
-sys.stdout.write(library.llama_print_system_info().decode().strip(" |"))
-"""
-
-# Written into ggml-config.cmake beside the options, but derived or without effect on speed.
-NOT_OPTIONS = re.compile(
-    r"_(FOUND|DEFAULT|ENABLED)$|^GGML_(VERSION|BUILD_|PUBLIC_HEADERS|AVAILABLE_|GIT_|STANDALONE|SHARED_LIB|CCACHE)"
-)
-
-
-class Wheel(msgspec.Struct, frozen=True, kw_only=True):
-    """The installed llama-cpp-python, as far as a second build must follow it; ``options``: cmake's, by name."""
-
-    version: str
-    engine: str
-    commit: str
-    options: dict[str, str]
-    options_from: str
-    system_info: str
-    compiler: str
-    libraries: str
-    """The folder of its shared libraries."""
-
-
-class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """A llama-bench that was built here."""
-
-    binary: str
-    sdist_sha256: str
-    system_info: str
-    compiler: str
-    build_s: float
-    engine: str = ""
-    """The folder of the libraries that it is to use; empty for those of its own build."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,229 +87,23 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float
     low: float | None
     high: float | None
-    verdict: Literal["PASS", "MISS", "WIDE"]
+    verdict: experiment.Verdict
 
 
 Pairs = dict[tuple[str, int, str], list[Pair]]
 """By precision, threads and workload."""
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
-
-
-def run_program(
-    argv: list[str], log: IO[bytes] | None = None, nice: int = 0, libraries: str = ""
-) -> tuple[int, str, str]:
-    """Run a program in a process group of its own; whatever interrupts us kills the whole group.
-
-    Args:
-        argv: the program and its arguments.
-        log: where both its outputs go; without it they are returned.
-        nice: added to its niceness.
-        libraries: a folder in which its shared libraries are looked for first.
-
-    Returns:
-        Exit status, standard output, standard error; both texts are empty when they go to ``log``.
-    """
-    output, errors = (log, subprocess.STDOUT) if log else (subprocess.PIPE, subprocess.PIPE)
-    environment = os.environ | ({"LD_LIBRARY_PATH": libraries} if libraries else {})
-    process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True, env=environment
-    )
-    try:
-        if nice:
-            os.setpriority(os.PRIO_PROCESS, process.pid, nice)
-        said, complained = process.communicate()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return process.returncode, (said or b"").decode("utf-8", "replace"), (complained or b"").decode("utf-8", "replace")
-
-
-def step(argv: list[str], log: Path, nice: int = 0) -> None:
-    """Run one step of the build, its output appended to ``log``."""
-    if shutil.which(argv[0]) is None:
-        raise MissingDependency(f"{argv[0]} is not installed, and llama-bench must be built.", f"install {argv[0]}.")
-    with log.open("ab") as output:
-        status, _, _ = run_program(argv, output, nice)
-    if status != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise HostError(f"{' '.join(argv[:4])} ... ended with status {status}:\n{tail}\n", f"read the log {log}.")
-
-
-def say(text: str) -> None:
-    """Progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-# --- the installed wheel ----------------------------------------------------------------------------------------------
-
-
-def installed_wheel() -> Wheel:
-    """Version, cmake options and system info of the llama-cpp-python that edgebench uses."""
-    told = about("llamacpp", HOST)
-    if told.build.value is None or told.version.value is None:
-        raise HostError(f"llama.cpp's system info is unknown: {told.build.unknown_because}.", "see edgebench doctor.")
-    files = {file.name: Path(str(file.locate())) for file in importlib.metadata.files(PACKAGE) or ()}
-    ggml, llama = files.get("ggml-config.cmake"), files.get("llama-config.cmake")
-    found = re.findall(r'^set\((GGML_\w+) "([^"]+)"\)', ggml.read_text(), re.MULTILINE) if ggml else []
-    options = {name: value for name, value in found if not NOT_OPTIONS.search(name)}
-    commit = re.search(r"LLAMA_BUILD_COMMIT\s+(\w+)", llama.read_text()) if llama else None
-    return Wheel(
-        version=importlib.metadata.version(PACKAGE),
-        engine=str(told.version.value),
-        commit=commit[1] if commit else "unknown",
-        options=options or {"GGML_NATIVE": "ON", "GGML_OPENMP": "ON"},
-        options_from="recorded in the wheel" if options else "assumed, because the wheel records none",
-        system_info=str(told.build.value),
-        compiler=compiler_of(files.get("libggml-cpu.so")),
-        libraries=str(files["libllama.so"].parent) if "libllama.so" in files else "",
-    )
-
-
-def compiler_of(library: Path | None) -> str:
-    """The compiler that the ``.comment`` section of an ELF file names."""
-    pattern = rb"GCC: \([^)\0]*\) [0-9.]+|clang version [0-9][^\0]*"
-    found = re.search(pattern, library.read_bytes()) if library and library.is_file() else None
-    return found[0].decode("utf-8", "replace") if found else "unknown"
-
-
-# --- building llama-bench ---------------------------------------------------------------------------------------------
-
-
-def get_llama_bench(wheel: Wheel) -> Bench:
-    """The llama-bench that belongs to this wheel, from the cache or built now.
-
-    Raises:
-        HostError: when it cannot be built, or is not built like the wheel.
-    """
-    identity = msgspec.json.encode((wheel.version, wheel.options, wheel.system_info), order="deterministic")
-    place = cache_dir() / "llama-bench" / f"{wheel.version}-{hashlib.sha256(identity).hexdigest()[:8]}"
-    if not (place / "bench.json").is_file():
-        build(wheel, place)
-    bench = msgspec.json.decode((place / "bench.json").read_bytes(), type=Bench)
-    if bench.system_info != wheel.system_info:
-        raise HostError(
-            f"llama-bench is not built like {PACKAGE} {wheel.version}, so their speeds cannot be compared:\n"
-            f"  llama-bench: {bench.system_info}\n  wheel:       {wheel.system_info}\n",
-            f"build the wheel here: pip install --force-reinstall --no-cache-dir --no-binary {PACKAGE} {PACKAGE}",
-        )
-    return bench
-
-
-def build(wheel: Wheel, place: Path) -> None:
-    """Build below ``<place>.work``, where an interrupted build goes on; ``place`` appears when all is done."""
-    work, log = (place.with_name(f"{place.name}.{suffix}") for suffix in ("work", "log"))
-    source, tree = work / "source", work / "build"
-    work.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")
-    sdist = get_sdist(wheel.version, place.parent, log)
-    if not source.is_dir():
-        unpack(sdist, source)
-    say(f"building llama-bench with {MOST_JOBS} jobs; this takes minutes (log: {log})")
-    started = time.monotonic()
-    options = [f"-D{name}={value}" for name, value in wheel.options.items()]
-    options += [f"-DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "SERVER", "APP", "UI")]
-    options += ["-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_CURL=OFF"]
-    options += [f"-DLLAMA_BUILD_COMMIT={wheel.commit}", "-DLLAMA_BUILD_NUMBER=1", "-DCMAKE_BUILD_TYPE=Release"]
-    options += ["-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]  # $ORIGIN: the result can be moved
-    step(["cmake", "-S", str(source), "-B", str(tree), *options], log)
-    step(["cmake", "--build", str(tree), "--target", "llama-bench", "-j", str(MOST_JOBS)], log, nice=10)
-    build_s = time.monotonic() - started
-    keep(tree / "bin", place, hashlib.sha256(sdist.read_bytes()).hexdigest(), build_s)
-    shutil.rmtree(work)
-
-
-def keep(folder: Path, place: Path, sdist_sha256: str, build_s: float) -> None:
-    """Ask the new library how it was built, write that down, and give the folder its final place."""
-    library = next(path for path in sorted(folder.glob("libllama.*")) if path.suffix in (".so", ".dylib"))
-    status, info, error = run_program([sys.executable, "-c", SYSTEM_INFO, str(library)])
-    if status != 0:
-        raise HostError(f"The new {library} does not load: {error.strip()[-300:]}.", "see the log beside it.")
-    bench = Bench(
-        binary=str(place / "llama-bench"),
-        sdist_sha256=sdist_sha256,
-        system_info=info,
-        compiler=compiler_of(folder / "libggml-cpu.so"),
-        build_s=build_s,
-    )
-    (folder / "bench.json").write_bytes(msgspec.json.encode(bench))
-    folder.rename(place)
-
-
-def choose_engine(bench: Bench, wheel: Wheel, *, own: bool) -> tuple[Bench, str]:
-    """llama-bench on the wheel's libraries or on its own, and which, in words.
-
-    Raises:
-        HostError: when the loader would take another engine than it was told to.
-    """
-    if own or not wheel.libraries or platform.libc_ver()[0] != "glibc":
-        return bench, "two builds of the same source"
-    # glibc's loader prints what it would load instead of running the program (ld.so(8)).
-    argv = ["env", "LD_TRACE_LOADED_OBJECTS=1", bench.binary]
-    _, loaded, _ = run_program(argv, libraries=wheel.libraries)
-    engines = re.findall(r"lib(?:llama|ggml|ggml-base|ggml-cpu)\.so\S* => (\S+)", loaded)
-    if not engines or any(Path(path).parent != Path(wheel.libraries) for path in engines):
-        raise HostError(
-            f"llama-bench would load {', '.join(engines) or 'no engine'}, not the one in {wheel.libraries}.",
-            "compare two builds instead: --own-libraries.",
-        )
-    return msgspec.structs.replace(bench, engine=wheel.libraries), "the wheel's libraries, the same bytes for both"
-
-
-def get_sdist(version: str, folder: Path, log: Path) -> Path:
-    """The source distribution, from the cache or by this Python's pip (which also makes its metadata, not a build)."""
-    sdist = folder / f"llama_cpp_python-{version}.tar.gz"
-    if not sdist.is_file():
-        say(f"downloading {sdist.name} (about 80 MB)")
-        partly = folder / "partly"
-        argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-binary", PACKAGE]
-        step([*argv, "-d", str(partly), f"{PACKAGE}=={version}"], log)
-        if not (partly / sdist.name).is_file():
-            raise FetchError(f"pip left no {sdist.name}.", f"read the log {log}.")
-        (partly / sdist.name).replace(sdist)
-        shutil.rmtree(partly)
-    return sdist
-
-
-def unpack(sdist: Path, target: Path) -> None:
-    """The vendored llama.cpp out of the source distribution; ``target`` appears when it is complete."""
-    partly = target.with_suffix(".partly")
-    shutil.rmtree(partly, ignore_errors=True)
-    with tarfile.open(sdist) as archive:
-        if hasattr(tarfile, "data_filter"):
-            archive.extraction_filter = tarfile.data_filter
-        wanted = [member for member in archive if member.name.split("/")[1:3] == ["vendor", "llama.cpp"]]
-        archive.extractall(partly, wanted)  # noqa: S202 - filtered where this Python can; the index vouches for it
-    (inner,) = partly.glob("*/vendor/llama.cpp")
-    inner.rename(target)
-    shutil.rmtree(partly)
-
-
 # --- measuring --------------------------------------------------------------------------------------------------------
-
-
-def get_artifact(parent: Artifact, precision: str, maker: str, threads: int) -> Artifact:
-    """The model at this precision, made once by the engine's own quantizer; `edgebench profile` finds it too."""
-    known = parent if precision == parent.precision else find_derived(parent, precision, maker)
-    if known is not None:
-        return known
-    say(f"making {precision} of {parent.model}")
-    target = work_file(".gguf")
-    job = QuantizeJob(source=parent.path, target=str(target), precision=precision, threads=threads)
-    ended = run_job(job, HOST, Limits())
-    if ended.failure is not None or ended.attempt.finished is None:
-        raise HostError(f"No {precision} file could be made: {ended.failure}.", "see edgebench doctor.")
-    return adopt_derived(parent, precision, maker, target, ended.attempt.finished.notes)
 
 
 def time_llama_bench(bench: Bench, artifact: Artifact, threads: int, repetitions: int) -> dict[str, float]:
     """Median rate of each workload, tokens/s, by one run of llama-bench with its own warm-up."""
     argv = [bench.binary, "-m", artifact.path, "-p", "512", "-n", "128", "-t", str(threads), "-r", str(repetitions)]
-    status, said, complained = run_program([*argv, "-ngl", "0", "-o", "json"], libraries=bench.engine)
+    argv += ["-ngl", "0", "-o", "json"]
+    status, said, complained = experiment.run_program(argv, environment=with_libraries(bench.engine))
     if status != 0:
-        raise HostError(f"{' '.join(argv)} ended with status {status}: {complained.strip()[-500:]}", "run it alone.")
+        raise experiment.failed(argv, status, complained, "run it alone.")
     rates = {}
     for test in msgspec.json.decode(said):
         check_settings(test, threads)
@@ -395,7 +124,7 @@ def check_settings(test: dict[str, Any], threads: int) -> None:
 
 
 def time_edgebench(artifact: Artifact, threads: int, repetitions: int) -> dict[str, float]:
-    """Median rate of each workload, tokens/s, by one round of edgebench."""
+    """Median rate of each workload, tokens/s, by one round of edgebench, in the order of llama-bench."""
     trial = TrialSpec(
         artifact=artifact,
         runtime="llamacpp",
@@ -403,42 +132,13 @@ def time_edgebench(artifact: Artifact, threads: int, repetitions: int) -> dict[s
         workloads=tuple(parse_workload(name) for name in WORKLOADS),
         blocks=repetitions,
     )
-    # Round 0 keeps the order of the workloads, as llama-bench does; odd rounds would turn it around.
-    ended = run_job(MeasureJob(trial=trial, round=0, budget_s=1e9), HOST, Limits())
-    if ended.failure is not None:
-        raise HostError(f"edgebench could not measure: {ended.failure.says}.", ended.failure.next_step)
-    blocks = ended.attempt.blocks
-    return {name: median([block.tokens_per_s for block in blocks if block.workload == name]) for name in WORKLOADS}
-
-
-def observed(action: Callable[[], T], threads: int) -> tuple[T, str]:
-    """Do something, and say who else was seen using the machine meanwhile (empty: nobody)."""
-    start = edge()
-    result = action()
-    end = edge()
-    window = Block(workload="", index=0, tokens=1, start=start, end=end, t0_ns=start.t_ns, t1_ns=end.t_ns, step_ns=())
-    return result, disturbance(window, threads, TOPOLOGY.logical).says
-
-
-def edge() -> Edge:
-    """The counters now; "own" are this process and the children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    own_s = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    # Of a child's threads no run delay remains once it has ended.
-    return msgspec.structs.replace(EdgeReader(HOST).read(), own_cpu_s=own_s, run_delay_s=None)
-
-
-def wait_until_quiet() -> None:
-    """Wait, for five minutes at most, for one second in which nobody else uses the machine."""
-    deadline = time.monotonic() + QUIET_WAIT_S
-    while observed(partial(time.sleep, 1), 1)[1] and time.monotonic() < deadline:
-        pass
+    return experiment.measure_round(trial)
 
 
 def measure_pair(number: int, bench: Bench, artifact: Artifact, threads: int, repetitions: int) -> dict[str, Pair]:
     """One pair of processes; the order turns around from round to round."""
-    ours = partial(observed, partial(time_edgebench, artifact, threads, repetitions), threads)
-    theirs = partial(observed, partial(time_llama_bench, bench, artifact, threads, repetitions), threads)
+    ours = partial(experiment.observed, partial(time_edgebench, artifact, threads, repetitions), threads)
+    theirs = partial(experiment.observed, partial(time_llama_bench, bench, artifact, threads, repetitions), threads)
     if number % 2 == 0:
         (theirs_found, theirs_says), (ours_found, ours_says) = theirs(), ours()
     else:
@@ -452,22 +152,23 @@ def measure_pair(number: int, bench: Bench, artifact: Artifact, threads: int, re
 
 def measure_all(options: argparse.Namespace, wheel: Wheel, bench: Bench) -> Pairs:
     """All rounds, each over all files and thread counts, or those made until Ctrl-C."""
-    parent = obtain(options.model)
+    source = obtain_source(options.model, accept_license=False, progress=lambda *_: None)
     counts = [int(count) for count in options.threads.split(",")]
     names = [check_precision(name) for name in options.precisions.split(",")]
-    files = {name: get_artifact(parent, name, wheel.engine, max(counts)) for name in names}
+    maker = Maker(experiment.HOST, wheel.engine, max(counts), experiment.Teller())
+    files = {name: experiment.required(maker.gguf(source, name), f"{name} GGUF") for name in names}
     pairs: Pairs = {(name, threads, workload): [] for name in names for threads in counts for workload in WORKLOADS}
     done = 0
     try:
-        for number in range(options.rounds * (ATTEMPTS if options.quiet_only else 1)):
+        for number in range(options.rounds * (experiment.ATTEMPTS if options.quiet_only else 1)):
             if done < options.rounds:
                 measure_round(number, options, bench, files, pairs)
                 done = min(len(usable(found, options)) for found in pairs.values())
-                say(f"{done} of {options.rounds} rounds done")
+                experiment.say(f"{done} of {options.rounds} rounds done")
     except KeyboardInterrupt:
         if not all(usable(found, options) for found in pairs.values()):
             raise
-        say("interrupted: the result is that of the rounds so far")
+        experiment.say("interrupted: the result is that of the rounds so far")
     return pairs
 
 
@@ -479,7 +180,7 @@ def measure_round(
         if first != WORKLOADS[0] or len(usable(pairs[name, threads, first], options)) >= options.rounds:
             continue
         if options.quiet_only:
-            wait_until_quiet()
+            experiment.wait_until_quiet()
         for workload, pair in measure_pair(number, bench, files[name], threads, options.repetitions).items():
             pairs[name, threads, workload].append(pair)
 
@@ -498,11 +199,6 @@ def judge(precision: str, threads: int, workload: str, pairs: list[Pair], left_o
         raise NothingMeasured("Every round was disturbed by other processes.", "use an idle machine.")
     ours, theirs = [pair.edgebench for pair in pairs], [pair.llama_bench for pair in pairs]
     middle, interval = ratio(ours, theirs), ratio_interval(ours, theirs)
-    verdict: Literal["PASS", "MISS", "WIDE"] = "WIDE"
-    if not LOWEST <= middle <= HIGHEST:
-        verdict = "MISS"
-    elif interval is not None and interval.low >= LOWEST and interval.high <= HIGHEST:
-        verdict = "PASS"
     return Cell(
         precision=precision,
         threads=threads,
@@ -515,7 +211,7 @@ def judge(precision: str, threads: int, workload: str, pairs: list[Pair], left_o
         ratio=middle,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
-        verdict=verdict,
+        verdict=experiment.judge(middle, interval, low=LOWEST, high=HIGHEST),
     )
 
 
@@ -542,12 +238,8 @@ def align_scratch_memory(*, as_is: bool) -> str:
 
 def describe(wheel: Wheel, bench: Bench) -> dict[str, str]:
     """Which machine, versions and commit."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
-    status, commit, _ = run_program(git) if shutil.which("git") else (1, "", "")
-    cpu = TOPOLOGY.cpu_model.value or TOPOLOGY.cpu_model.unknown_because
     return {
-        "machine": f"{HOST.machine()}, {cpu}, {TOPOLOGY.logical} CPUs, {platform.release()}",
-        "edgebench": f"{edgebench.__version__}, {commit.strip() if status == 0 else 'no git checkout'}",
+        **experiment.machine(),
         "llama.cpp": f"{wheel.engine}, commit {wheel.commit}; GGML options {wheel.options_from}",
         "system info": wheel.system_info,
         "compilers": f"wheel: {wheel.compiler}; llama-bench: {bench.compiler}",
@@ -575,14 +267,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Build, measure, print; the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # children are then killed as on Ctrl-C
     options = parse_arguments()
     wheel = installed_wheel()
     bench = get_llama_bench(wheel)
     bench, engine = choose_engine(bench, wheel, own=options.own_libraries)
     facts = describe(wheel, bench) | {"engine": engine, "allocator": align_scratch_memory(as_is=options.as_is)}
-    for name, value in facts.items():
-        print(f"{name:12} {value}", flush=True)
+    experiment.print_facts(facts)
     pairs = measure_all(options, wheel, bench)
     cells = []
     for (precision, threads, workload), found in pairs.items():
@@ -593,19 +283,9 @@ def main() -> int:
     print(f"other processes were seen during {sum(seen)} of {len(seen)} pairs; left out: {options.quiet_only}")
     passed = all(cell.verdict != "MISS" for cell in cells)
     summary = {"question": "edgebench / llama-bench", "facts": facts, "cells": cells, "nothing_missed": passed}
-    if options.json is not None:
-        samples = [{"precision": p, "threads": t, "workload": w, "pairs": found} for (p, t, w), found in pairs.items()]
-        options.json.write_bytes(msgspec.json.encode({**summary, "samples": samples}))
-    print(msgspec.json.encode(summary).decode())
-    return 0 if passed else 1
+    samples = [{"precision": p, "threads": t, "workload": w, "pairs": found} for (p, t, w), found in pairs.items()]
+    return experiment.conclude(summary, {"samples": samples}, options.json, met=passed)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgebenchError as error:
-        say(f"error: {error}")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        say("interrupted: no child is left, and what was built stays in the cache")
-        sys.exit(130)
+    experiment.start(main, "what was built stays in the cache")

@@ -35,30 +35,25 @@ output is one JSON document; ``--json`` adds all samples. Exit status: 0 when ev
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from competitor import HOGS, competing, noisy_times
+from experiment import conclude, failed, running, say, start
+from same_trial import Comparison, measure_same, print_comparisons
 
 from edgebench.analysis.disturbance import disturbed_blocks
-from edgebench.engine.child import run_job
-from edgebench.engine.messages import MeasureJob
-from edgebench.engine.protocol import Limits
-from edgebench.errors import EdgebenchError, HostError, UsageError
-from edgebench.host import Host
 from edgebench.profile import Outcome
 from edgebench.records import Run
 from edgebench.specs import TrialSpec
-from edgebench.stats import median, ratio, ratio_interval, verdict
+from edgebench.stats import median
 
 CLOSE, FAR = 0.05, 0.10
 DIFFERENT_AT_MOST = 0.05
@@ -67,33 +62,7 @@ FIRM_SPREAD = 0.05
 TOUCHED = 0.05
 MOST_REFERENCES = 8
 PROFILE_LIMIT_S = 600.0
-HOST = Host()
 Verdict = Literal["close", "warned", "warned mildly", "MISLED", "BADLY MISLED", "warned, no truth", "undecided"]
-
-# A program of its own, so that the noise imports nothing and dies with us even when we are killed.
-HOG = """
-import os, random, sys, time
-kind, seed, cpus = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-draw, parent = random.Random(seed), os.getppid()
-if kind == "pinned":
-    os.sched_setaffinity(0, {draw.choice([int(cpu) for cpu in cpus.split(",")])})
-source, target = bytearray(1 << 26), bytearray(1 << 26)
-def work():
-    if kind == "memory":
-        target[:] = source
-    else:
-        for _ in range(10000): pass
-def length_s():
-    return min(3.0, max(0.2, draw.expovariate(1.0)))
-while os.getppid() == parent:
-    time.sleep(length_s())
-    end = time.monotonic_ns() + int(length_s() * 1e9)
-    print("on", time.monotonic_ns(), flush=True)
-    while time.monotonic_ns() < end:
-        work()
-    print("off", time.monotonic_ns(), flush=True)
-"""
-HOGS = ("spin", "pinned", "memory")
 
 
 class SeenBlock(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,18 +103,6 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """One workload of a trial against itself: tokens/s of both sets of rounds and what the statistics say."""
-
-    workload: str
-    a: tuple[float, ...]
-    b: tuple[float, ...]
-    ratio: float
-    low: float
-    high: float
-    verdict: str
-
-
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the result; without a target it informs and cannot be missed."""
 
@@ -156,39 +113,6 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def running(argv: Sequence[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own that ends, with all of the group, when the block does."""
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **streams)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            # edgebench's own children hang on it by a pipe and a death signal, so they end with it.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@contextmanager
-def competing(kind: str, seed: int, log: Path) -> Iterator[None]:
-    """The noise; for an empty kind there is none."""
-    if not kind:
-        log.write_bytes(b"")
-        yield
-        return
-    cpus = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
-    with log.open("wb") as output, running([sys.executable, "-c", HOG, kind, str(seed), cpus], stdout=output):
-        yield
-
-
-def noisy_times(log: Path) -> list[tuple[int, int]]:
-    """When the competing process worked (monotonic ns). It was killed in its last spell, which ends now."""
-    stamps = [(word, int(t_ns)) for word, t_ns in (line.split() for line in log.read_text().splitlines())]
-    ends = [t_ns for word, t_ns in stamps if word == "off"]
-    starts = [t_ns for word, t_ns in stamps if word == "on"]
-    return list(zip(starts, [*ends, HOST.monotonic_ns()], strict=False))
 
 
 def edgebench(arguments: Sequence[str], log: Path) -> None:
@@ -204,8 +128,7 @@ def edgebench(arguments: Sequence[str], log: Path) -> None:
         except subprocess.TimeoutExpired:
             status = f"none within {PROFILE_LIMIT_S:g} s"
     if status != 0:
-        said = log.read_text(errors="replace")[-800:]
-        raise HostError(f"edgebench {' '.join(arguments)} ended with status {status}: {said}", "run it alone.")
+        raise failed(argv, status, log.read_text(errors="replace"), "run it alone.")
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------
@@ -423,58 +346,6 @@ def prepare_trial(options: argparse.Namespace, folder: Path) -> TrialSpec:
     return msgspec.structs.replace(profile(options, wanted, folder).plan.trials[0], blocks=1)
 
 
-def measure_once(trial: TrialSpec, number: int) -> dict[str, float]:
-    """Tokens/s by workload of one round in a fresh process."""
-    ended = run_job(MeasureJob(trial=trial, round=number, budget_s=PROFILE_LIMIT_S), HOST, Limits())
-    if ended.failure is not None:
-        raise HostError(f"edgebench could not measure: {ended.failure.says}.", ended.failure.next_step)
-    return {block.workload: block.tokens_per_s for block in ended.attempt.blocks}
-
-
-def compare_same(trial: TrialSpec, rounds: int) -> list[Comparison]:
-    """Two sets of rounds of one trial, ABBA, compared by each workload."""
-    a: list[dict[str, float]] = []
-    b: list[dict[str, float]] = []
-    for number in range(rounds):
-        for side in (a, b) if number % 2 == 0 else (b, a):
-            side.append(measure_once(trial, number))
-    return [
-        compare(workload.name, [one[workload.name] for one in a], [one[workload.name] for one in b])
-        for workload in trial.workloads
-    ]
-
-
-def compare(workload: str, a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """The comparison as a user would make it."""
-    interval = ratio_interval(a, b)
-    if interval is None:
-        raise UsageError("One round shows no spread.", "give --rounds 2 or more.")
-    return Comparison(
-        workload=workload,
-        a=tuple(a),
-        b=tuple(b),
-        ratio=ratio(a, b),
-        low=interval.low,
-        high=interval.high,
-        verdict=verdict(interval),
-    )
-
-
-def measure_same(options: argparse.Namespace) -> list[Comparison]:
-    """All comparisons."""
-    with tempfile.TemporaryDirectory(prefix="edgebench-aa-") as folder:
-        trial = prepare_trial(options, Path(folder))
-    sets = -(-options.comparisons // len(trial.workloads))
-    found: list[Comparison] = []
-    started = time.monotonic()
-    for number in range(sets):
-        found += compare_same(trial, options.rounds)
-        left_s = (time.monotonic() - started) / (number + 1) * (sets - number - 1)
-        says = ", ".join(one.verdict for one in found[-len(trial.workloads) :])
-        say(f"A/A set {number + 1} of {sets}: {says}; about {left_s:.0f} s left")
-    return found
-
-
 def same_figures(found: Sequence[Comparison]) -> list[Figure]:
     """What the comparisons show together."""
     different = sum(one.verdict in ("faster", "slower") for one in found)
@@ -497,19 +368,7 @@ def same_figures(found: Sequence[Comparison]) -> list[Figure]:
     ]
 
 
-def print_comparisons(found: Sequence[Comparison]) -> None:
-    """A line for each comparison."""
-    print("\nA/A comparison       ratio   interval          verdict")
-    for number, one in enumerate(found, 1):
-        print(f"{number:4} {one.workload:12} {one.ratio:8.4f}   {one.low:.4f} to {one.high:.4f}  {one.verdict}")
-
-
 # --- the whole --------------------------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Progress, on standard error."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def print_figures(figures: Sequence[Figure]) -> None:
@@ -549,7 +408,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Measure, judge, print; the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # children are then killed as on Ctrl-C
     options = parse_arguments()
     figures: list[Figure] = []
     samples: dict[str, Any] = {}
@@ -561,25 +419,17 @@ def main() -> int:
         figures += noise_figures(judged)
         samples["judged"] = judged
     if "aa" in options.parts:
-        comparisons = measure_same(options)
+        with tempfile.TemporaryDirectory(prefix="edgebench-aa-") as folder:
+            trial = prepare_trial(options, Path(folder))
+        comparisons = measure_same(trial, options.comparisons, options.rounds)
         print_comparisons(comparisons)
         figures += same_figures(comparisons)
         samples["comparisons"] = comparisons
     print_figures(figures)
     passed = all(figure.met for figure in figures)
     summary = {"question": "truth under noise", "figures": figures, "passed": passed}
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.encode({**summary, **samples}))
-    print(msgspec.json.encode(summary).decode())
-    return 0 if passed else 1
+    return conclude(summary, samples, options.json, met=passed)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except EdgebenchError as error:
-        say(f"error: {error}")
-        sys.exit(2 if isinstance(error, UsageError) else error.exit_code)
-    except KeyboardInterrupt:
-        say("interrupted; no child is left")
-        sys.exit(130)
+    start(main)
