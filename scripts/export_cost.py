@@ -103,7 +103,7 @@ def spend(argv: Sequence[str | Path], folder: Path, environment: Mapping[str, st
 def export(source: Path, folder: Path) -> Spent:
     """``edgebench export`` of a GGUF or a folder to int4; the result is removed."""
     cache = folder / "cache"
-    argv = [sys.executable, "-m", "edgebench", "export", source, "--to", "onnx", "--precision", "int4", "--quiet"]
+    argv = [sys.executable, "-m", "edgebench", "export", str(source), "--to", "onnx", "--precision", "int4", "--quiet"]
     spent = spend(argv, folder, os.environ | {"EDGEBENCH_CACHE": str(cache)})
     shutil.rmtree(cache)
     return spent
@@ -131,7 +131,7 @@ def peer_costs(source: Artifact, folder: Path) -> list[Cost]:
     begin, traced, rounded = gguf_as_hf.make_folder(source, folder), folder / "traced", folder / "rounded"
     rounded.mkdir()
     say(f"optimum-cli ({versions})...")
-    command = [python.with_name("optimum-cli"), "export", "onnx", "--model", begin]
+    command = [str(python.with_name("optimum-cli")), "export", "onnx", "--model", str(begin)]
     variables = peer_graphs.peer_variables()
     tracing = spend([*command, "--task", "text-generation-with-past", traced], folder, variables)
     say("MatMulNBitsQuantizer...")

@@ -39,7 +39,7 @@ def config(layers: int) -> dict[str, object]:
 
 
 def tokenizer() -> dict[str, object]:
-    """``tokenizer.json``: GPT-2's letters for the 256 bytes, then words that no text reaches, for there are no merges."""
+    """``tokenizer.json``: GPT-2's letters for the 256 bytes, then words that no text reaches: there are no merges."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))  # the bytes that do not print, in their order
     letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
