@@ -21,7 +21,8 @@ torch = pytest.importorskip("torch", reason="the judge: pip install torch transf
 transformers = pytest.importorskip("transformers", reason="the judge: pip install torch transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-TOLERANCE = 1e-3
+from against_transformers import SHAPE, TOLERANCE, close, logits_of  # noqa: E402 - after what may skip
+
 TEXT = (
     "The tiny model reads a tiny text: it's about 1234 words, they've said. Das Maß ist voll; déjà vu! Привет, мир. "
     "你好世界 "
@@ -85,20 +86,7 @@ def sentencepiece_like(*, prefix: bool):
 
 
 def shape(**changes):
-    return {
-        "vocab_size": ROWS,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.15,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        **changes,
-    }
+    return {**SHAPE, "vocab_size": ROWS, "initializer_range": 0.15, **changes}
 
 
 def rope(kind: str = "default", theta: float = 10000.0, **scheme):
@@ -202,8 +190,7 @@ def judged(model, ids: list[int], *, half_gelu: bool = False) -> np.ndarray:
     for (block, name), activation in zip(blocks, exact, strict=True):
         delattr(block, name)
         setattr(block, name, HalfGelu() if half_gelu else activation)
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0].numpy()
+    logits = logits_of(model, ids)
     for (block, name), activation in zip(blocks, exact, strict=True):
         delattr(block, name)  # a function does not take the place of a module
         setattr(block, name, activation)
@@ -243,7 +230,7 @@ def test_logits_are_those_of_transformers(case):
         expected = judged(model, ids, half_gelu=gelu)
         found = llama_logits(path, ids, n_ctx)
         assert expected.std() > 0.1
-        assert np.abs(found - expected).max() <= TOLERANCE
+        close(found, expected)
         assert np.abs(found - judged(model, ids)).max() <= (3 * TOLERANCE if gelu else TOLERANCE)
 
 

@@ -1,20 +1,17 @@
 """The direct road to ONNX against transformers: the same checkpoint, float32, logits within 1e-3 of each other.
 
-Tiny random checkpoints for every architecture and variant. Norm weights and biases are random too, and q and k are
-large: with transformers' own initialisation a forgotten bias, a norm in the wrong place, or a wrong rotation would
-change nothing that can be seen.
+Tiny random checkpoints for every architecture and variant.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -23,28 +20,22 @@ _HINT = "the judge is not installed: pip install torch==2.13.0 (first), then 'tr
 torch = pytest.importorskip("torch", reason=_HINT)
 transformers = pytest.importorskip("transformers", minversion="5", reason=_HINT)
 
-from edgebench.checkpoint.architectures import ARCHITECTURES  # noqa: E402 - after what may skip
+from against_transformers import (  # noqa: E402 - after what may skip
+    VOCABULARY,
+    Scoring,
+    close,
+    logits_of,
+    open_model,
+    settings,
+    write_checkpoint,
+)
+
+from edgebench.checkpoint.architectures import ARCHITECTURES  # noqa: E402
 from edgebench.checkpoint.hf import HFWeights  # noqa: E402
 from edgebench.export.onnx import DATA, MODEL, SCORING, export  # noqa: E402
-from edgebench.runtimes.ort import RUNTIME  # noqa: E402
-from edgebench.specs import Artifact, Settings, TrialSpec  # noqa: E402
 
-TOLERANCE = 1e-3
 TOKENS, PREFIX, CHUNK, WINDOW = 40, 23, 7, 9
 """A prompt several windows long, a prefix longer than the window, and chunks that fit neither."""
-VOCABULARY = 288
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -143,15 +134,6 @@ CASES = {
 }
 
 
-class Bare(HFWeights):
-    """A folder without a tokenizer: logits need none."""
-
-    first_token = None
-
-    def vocabulary_file(self) -> bytes:
-        return b""
-
-
 @dataclass(frozen=True)
 class Made:
     """An export, and what transformers says about the checkpoint that it was made from."""
@@ -161,50 +143,7 @@ class Made:
     tokens: list[int]
     expected: np.ndarray
     """[tokens, vocabulary]"""
-    judge: Callable[[Sequence[int]], np.ndarray]
-
-
-def randomise(model: Any) -> None:
-    """Every weight random, and large enough to be seen."""
-    draw = torch.Generator().manual_seed(7)
-    for name, values in model.named_parameters():
-        noise = torch.randn(values.shape, generator=draw)
-        if values.ndim == 1:
-            is_norm = "norm" in name or "ln_" in name
-            middle = 1.0 if is_norm and name.endswith("weight") and "gemma" not in model.config.model_type else 0.0
-            noise = middle + 0.3 * noise
-        elif any(part in name for part in ("embed", "wte", "wpe", "lm_head")):
-            noise = 0.3 * noise
-        else:
-            sharp = any(part in name for part in ("q_proj", "k_proj", "qkv", "c_attn"))
-            fan_in = values.shape[0] if model.config.model_type == "gpt2" else values.shape[1]
-            noise = (2.0 if sharp else 1.0) * noise / fan_in**0.5
-        values.data.copy_(noise)
-
-
-def make(case: Case, folder: Path) -> Any:
-    """A checkpoint in ``folder`` as transformers writes it; the model."""
-    torch.manual_seed(0)
-    shape = dict(SHAPE)
-    if case.model_type == "gpt2":
-        names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
-        names |= {"max_position_embeddings": "n_positions"}
-        shape = {names.get(key, key): value for key, value in shape.items() if key != "num_key_value_heads"}
-        del shape["intermediate_size"]
-    config = transformers.AutoConfig.for_model(case.model_type, **{**shape, **case.changes})
-    config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    randomise(model)
-    model.save_pretrained(folder)
-    return model
-
-
-def judge_of(model: Any) -> Callable[[Sequence[int]], np.ndarray]:
-    def judge(tokens: Sequence[int]) -> np.ndarray:
-        with torch.no_grad():
-            return model(torch.tensor([list(tokens)])).logits[0].float().numpy()
-
-    return judge
+    model: Any
 
 
 def random_tokens(count: int, seed: int = 3) -> list[int]:
@@ -217,21 +156,14 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     source, folder = tmp_path_factory.mktemp("hf"), tmp_path_factory.mktemp("onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the judge's own
-        judge = judge_of(make(case, source))
+        model = write_checkpoint(case.model_type, source, **case.changes)
         tokens = random_tokens(case.tokens)
-        expected = judge(tokens)
+        expected = logits_of(model, tokens)
     assert np.abs(expected).max() > 0.5, "such logits show nothing"
-    weights = Bare(source)
+    weights = HFWeights(source)
     export(weights, folder, "fp32", context=case.context)
     weights.close()
-    return Made(folder, case.capacity, tokens, expected, judge)
-
-
-# --- our side ---------------------------------------------------------------------------------------------------------
-
-
-def settings(ubatch: int) -> Settings:
-    return Settings(threads=2, threads_batch=2, ubatch=ubatch, kv_type="f32")
+    return Made(folder, case.capacity, tokens, expected, model)
 
 
 @pytest.fixture
@@ -240,49 +172,12 @@ def opened() -> Iterator[Callable[[Path, int], Any]]:
     models = []
 
     def opening(made: Made, ubatch: int = 512) -> Any:
-        folder, n_ctx = made.folder, made.capacity
-        artifact = Artifact(model="m", precision="fp32", format="onnx", path=str(folder), bytes=1, sha256="0" * 64)
-        trial = TrialSpec(artifact=artifact, runtime="ort", settings=settings(ubatch), workloads=())
-        models.append(RUNTIME.open(trial, lambda _line: None))
-        return models[-1].context(n_ctx, settings(ubatch))
+        models.append(open_model(made.folder))
+        return models[-1].context(made.capacity, settings(ubatch))
 
     yield opening
     for model in models:
         model.close()
-
-
-class Scoring:
-    """The graph that gives the logits of every token, with a cache that grows by what is run."""
-
-    def __init__(self, folder: Path, capacity: int) -> None:
-        self._session = onnxruntime.InferenceSession(folder / SCORING, providers=["CPUExecutionProvider"])
-        self._inputs = {item.name: item for item in self._session.get_inputs()}
-        self._cache = {
-            name: np.zeros([1, item.shape[1], capacity, item.shape[3]], np.float32)
-            for name, item in self._inputs.items()
-            if name.startswith("past")
-        }
-        self._past = 0
-
-    def __call__(self, tokens: Sequence[int]) -> np.ndarray:
-        """Append tokens; their logits, [tokens, vocabulary]."""
-        start, self._past = self._past, self._past + len(tokens)
-        feeds = {
-            "input_ids": np.array([tokens], np.int64),
-            "seqlens_k": np.array([self._past - 1], np.int32),
-            "total_sequence_length": np.array(self._past, np.int32),
-            **self._cache,
-        }
-        if "position_ids" in self._inputs:
-            feeds["position_ids"] = np.arange(start, self._past, dtype=np.int64)[None]
-        logits, *present = self._session.run(None, feeds)
-        self._cache = dict(zip(self._cache, present, strict=True))
-        return logits[0]
-
-
-def close(found: np.ndarray, expected: np.ndarray) -> None:
-    assert found.shape == expected.shape
-    assert float(np.abs(found - expected).max()) <= TOLERANCE
 
 
 # --- what must be equal -----------------------------------------------------------------------------------------------
@@ -329,7 +224,7 @@ def test_two_continuations_of_a_saved_prefix_give_the_logits_of_transformers(mad
     context.prefill(prefix)
     state = context.save()
     context.prefill(other)
-    close(context.logits(), made.judge(prefix + other)[-1])
+    close(context.logits(), logits_of(made.model, prefix + other)[-1])
     context.clear()
     context.prefill(random_tokens(PREFIX, seed=12))  # over the prefix
     context.restore(state)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -23,17 +22,16 @@ torch = pytest.importorskip("torch", reason=_HINT)
 transformers = pytest.importorskip("transformers", minversion="5", reason=_HINT)
 pytest.importorskip("accelerate", reason=_HINT)
 
-from edgebench.artifacts import obtain  # noqa: E402 - after what may skip
+from against_transformers import Scoring, close, logits_of, open_model, settings  # noqa: E402 - after what may skip
+
+from edgebench.artifacts import obtain  # noqa: E402
 from edgebench.checkpoint.gguf_weights import GGUFWeights  # noqa: E402
 from edgebench.checkpoint.hf import HFWeights  # noqa: E402
 from edgebench.errors import EdgebenchError  # noqa: E402
-from edgebench.export.onnx import SCORING, export  # noqa: E402
-from edgebench.runtimes.ort import RUNTIME  # noqa: E402
-from edgebench.specs import Artifact, Settings, TrialSpec  # noqa: E402
+from edgebench.export.onnx import export  # noqa: E402
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")
 TEXT = Path(__file__).resolve().parents[2] / "LICENSE"
-TOLERANCE = 1e-3
 TOKENS, PREFIX, GREEDY, PROMPT = 560, 540, 64, 40
 """Gemma's window is 512 tokens: text and prefix are longer."""
 
@@ -51,10 +49,7 @@ class Real:
 
     def context(self, capacity: int = TOKENS) -> Any:
         """A fresh context of the runtime."""
-        artifact = Artifact(model="m", precision="fp32", format="onnx", path=str(self.onnx), bytes=1, sha256="0" * 64)
-        settings = Settings(threads=2, threads_batch=2, ubatch=128, kv_type="f32")
-        trial = TrialSpec(artifact=artifact, runtime="ort", settings=settings, workloads=())
-        return RUNTIME.open(trial, lambda _line: None).context(capacity, settings)
+        return open_model(self.onnx).context(capacity, settings(ubatch=128))
 
 
 def file_of(model: str) -> Path:
@@ -93,7 +88,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         judge = dequantized(path)
         judge.save_pretrained(folder)
         tokens = tokens_of(path)
-        expected = judge(torch.tensor([tokens])).logits[0].numpy()
+        expected = logits_of(judge, tokens)
     gguf = GGUFWeights(path)
     export(gguf, onnx, "fp32")
     return Real(gguf, HFWeights(folder), onnx, tokens, expected, judge)
@@ -128,28 +123,20 @@ def test_both_readers_describe_the_same_decoder(real):
 
 
 def test_every_token_of_a_long_text_has_the_logits_of_transformers(real):
-    session = onnxruntime.InferenceSession(real.onnx / SCORING, providers=["CPUExecutionProvider"])
-    feeds = {
-        item.name: np.zeros([1, item.shape[1], TOKENS, item.shape[3]], np.float32)
-        for item in session.get_inputs()
-        if item.name.startswith("past")
-    }
-    feeds |= {"input_ids": np.array([real.tokens], np.int64), "seqlens_k": np.array([TOKENS - 1], np.int32)}
-    (logits,) = session.run(["logits"], feeds | {"total_sequence_length": np.array(TOKENS, np.int32)})
-    assert np.abs(logits[0] - real.expected).max() <= TOLERANCE
+    close(Scoring(real.onnx, TOKENS)(real.tokens), real.expected)
 
 
 def test_decoding_after_a_prefix_gives_the_logits_of_transformers(real):
     context = real.context()
     context.prefill(real.tokens[:PREFIX])
-    assert np.abs(context.logits() - real.expected[PREFIX - 1]).max() <= TOLERANCE
+    close(context.logits(), real.expected[PREFIX - 1])
     state = context.save()
     context.clear()
     context.prefill(real.tokens[PREFIX:])  # over the prefix
     context.restore(state)
     for token, expected in zip(real.tokens[PREFIX:], real.expected[PREFIX:], strict=True):
         context.time_decode([token])
-        assert np.abs(context.logits() - expected).max() <= TOLERANCE
+        close(context.logits(), expected)
 
 
 def greedy(context: Any, prompt: Sequence[int], count: int) -> list[int]:

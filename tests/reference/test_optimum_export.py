@@ -9,7 +9,7 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,21 @@ _HINT = "needs an environment of its own: pip install torch==2.13.0 (first), the
 if importlib.util.find_spec("optimum") is None or importlib.util.find_spec("torch") is None:
     pytest.skip(_HINT, allow_module_level=True)
 
-import torch  # noqa: E402 - after what may skip
-import transformers  # noqa: E402
+from against_transformers import (  # noqa: E402 - after what may skip
+    VOCABULARY,
+    close,
+    logits_of,
+    open_model,
+    settings,
+    write_checkpoint,
+)
 
 from edgebench.checkpoint.hf import HFWeights  # noqa: E402
 from edgebench.errors import ArtifactError  # noqa: E402
 from edgebench.export import onnx as direct  # noqa: E402
 from edgebench.export import optimum  # noqa: E402
-from edgebench.registry import load  # noqa: E402
-from edgebench.specs import Artifact, Settings, TrialSpec  # noqa: E402
 
-TOLERANCE = 1e-3
-SETTINGS = Settings(threads=1, threads_batch=1, kv_type="f32")
-TOKENS = np.random.default_rng(3).integers(3, 288, size=40).tolist()
-SHAPE = {
-    "vocab_size": 288,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+TOKENS = np.random.default_rng(3).integers(3, VOCABULARY, size=40).tolist()
 KNOWN = {
     "llama": {"rope_theta": 50.0},
     "qwen2": {"rope_theta": 50.0},
@@ -58,18 +48,6 @@ FOREIGN = {"gpt_neox": {"rotary_emb_base": 50.0}}
 """Architectures that the direct road does not know."""
 
 
-def make(model_type: str, folder: Path, **changes: Any) -> Any:
-    """A random checkpoint of this type, saved, and the model itself."""
-    torch.manual_seed(5)
-    config = transformers.AutoConfig.for_model(model_type, **{**SHAPE, **changes})
-    model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
-    with torch.no_grad():
-        for name, values in model.named_parameters():
-            values.normal_(0.0, 0.3 if name.endswith(("norm.weight", "bias")) else 0.1)
-    model.save_pretrained(folder)
-    return model
-
-
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
     """The libraries warn about themselves."""
@@ -78,18 +56,10 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def opened(folder: Path) -> Iterator[Any]:
-    artifact = Artifact(model="tiny", precision="fp32", format="onnx", path=str(folder), bytes=1, sha256="0" * 64)
-    trial = TrialSpec(artifact=artifact, runtime="ort", settings=SETTINGS, workloads=())
-    with closing(load("runtimes", "ort").RUNTIME.open(trial, lambda _text: None)) as model:
-        yield model
-
-
 def logits(folder: Path) -> list[npt.NDArray[np.float32]]:
     """After a prompt, after each of some tokens one by one, and after a continuation."""
     found = []
-    with opened(folder) as model, closing(model.context(64, SETTINGS)) as context:
+    with closing(open_model(folder)) as model, closing(model.context(64, settings())) as context:
         context.prefill(TOKENS[:23])
         found.append(context.logits())
         for token in TOKENS[23:30]:
@@ -98,10 +68,6 @@ def logits(folder: Path) -> list[npt.NDArray[np.float32]]:
         context.prefill(TOKENS[30:])
         found.append(context.logits())
     return found
-
-
-def largest_difference(one: list[npt.NDArray[np.float32]], other: list[npt.NDArray[np.float32]]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
 
 
 def as_transformers_5_writes(folder: Path) -> None:
@@ -119,7 +85,7 @@ def as_transformers_5_writes(folder: Path) -> None:
 @pytest.mark.parametrize("model_type", KNOWN)
 def test_both_roads_give_the_same_logits(model_type: str, spelling: str, tmp_path: Path):
     source, ours, theirs = (tmp_path / name for name in ("source", "direct", "optimum"))
-    make(model_type, source, **KNOWN[model_type])
+    write_checkpoint(model_type, source, **KNOWN[model_type])
     if spelling.startswith("since"):
         as_transformers_5_writes(source)
     ours.mkdir()
@@ -130,27 +96,25 @@ def test_both_roads_give_the_same_logits(model_type: str, spelling: str, tmp_pat
     assert "copies the whole KV cache" in notes[0]
     found = logits(theirs)
     assert found[0].std() > 0.1
-    assert largest_difference(logits(ours), found) <= TOLERANCE
+    close(np.array(logits(ours)), np.array(found))
 
 
 @pytest.mark.parametrize("model_type", FOREIGN)
 def test_an_architecture_that_only_optimum_knows_runs_like_the_original(model_type: str, tmp_path: Path):
     source, theirs = tmp_path / "source", tmp_path / "optimum"
-    model = make(model_type, source, **FOREIGN[model_type])
+    model = write_checkpoint(model_type, source, **FOREIGN[model_type])
     theirs.mkdir()
     optimum.export(source, theirs)
-    with torch.no_grad():
-        whole = model(torch.tensor([TOKENS])).logits[0].numpy()
-    wanted = [whole[22], *whole[23:30], whole[-1]]
-    assert largest_difference(logits(theirs), wanted) <= TOLERANCE
-    with opened(theirs) as opened_model:
-        assert "growing KV" in opened_model.loaded.description
-        assert opened_model.loaded.vocabulary == SHAPE["vocab_size"]
+    whole = logits_of(model, TOKENS)
+    close(np.array(logits(theirs)), whole[[22, *range(23, 30), -1]])
+    with closing(open_model(theirs)) as opened:
+        assert "growing KV" in opened.loaded.description
+        assert opened.loaded.vocabulary == VOCABULARY
 
 
 def test_what_optimum_does_not_know_is_refused_by_name(tmp_path: Path):
     source = tmp_path / "source"
-    make("llama", source)
+    write_checkpoint("llama", source)
     keys = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**keys, "model_type": "nobodys"}))
     (tmp_path / "target").mkdir()
