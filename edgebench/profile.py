@@ -31,10 +31,6 @@ _SEARCH_WORKLOADS = (parse_workload("tg32"), parse_workload("pp128"))
 class Listener(bench.Listener, Teller, Protocol):
     """Told about preparation and measuring."""
 
-    def say(self, text: str) -> None:
-        """Something that stays on the screen."""
-        ...
-
 
 @dataclass(frozen=True)
 class Options:

@@ -65,7 +65,7 @@ from edgebench.analysis.disturbance import disturbance
 from edgebench.artifacts import cache_dir
 from edgebench.checkpoint.gguf_weights import GGUFWeights
 from edgebench.checkpoint.vocabulary import Vocabulary
-from edgebench.derive import Maker, obtain_source, quantizer_version
+from edgebench.derive import Kind, Maker, obtain_source, quantizer_version
 from edgebench.engine.about import about
 from edgebench.engine.child import run_job
 from edgebench.engine.edges import EdgeReader
@@ -421,8 +421,8 @@ def prepare(model: str, options: argparse.Namespace, pythons: dict[str, Path]) -
         raise UsageError(f"{model} is no GGUF.", "name a model card or a GGUF file.")
     maker = Maker(HOST, quantizer_version(HOST), default_threads(TOPOLOGY)[0], Teller())
     context = max(workload.context for workload in WORKLOADS)
-    ours = required(maker.onnx(source, "int4", context), "int4 ONNX")
-    twin = required(maker.onnx(source, "q4_0", context), "q4_0 ONNX")
+    ours = required(maker.onnx(source, "int4", Kind(context)), "int4 ONNX")
+    twin = required(maker.onnx(source, "q4_0", Kind(context)), "q4_0 ONNX")
     gguf = required(maker.gguf(source, "q4_0"), "q4_0 GGUF")
     place = cache_dir() / "peers" / "models" / source.sha256[:16]
     folder = make_folder(source, place)

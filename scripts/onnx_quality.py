@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from edgebench.artifacts.cache import size_of
 from edgebench.checkpoint.vocabulary import Vocabulary
-from edgebench.derive import Maker, obtain_source, quantizer_version
+from edgebench.derive import Kind, Maker, obtain_source, quantizer_version
 from edgebench.errors import ArtifactError, EdgebenchError, UsageError
 from edgebench.host import Host
 from edgebench.records import Failure
@@ -161,7 +161,7 @@ def made(maker: Maker, source: Artifact, runtime: str, precision: str) -> Artifa
     Raises:
         ArtifactError: when it cannot be made.
     """
-    result = maker.gguf(source, precision) if runtime == "llamacpp" else maker.onnx(source, precision)
+    result = maker.gguf(source, precision) if runtime == "llamacpp" else maker.onnx(source, precision, Kind())
     if isinstance(result, Failure):
         raise ArtifactError(f"{precision} for {runtime} cannot be made: {result.says}.", result.next_step)
     return result
