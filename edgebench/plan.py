@@ -7,7 +7,7 @@ failure, and the rest goes on. What is wrong with the request itself is a `Usage
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol as TypingProtocol
@@ -17,12 +17,13 @@ from edgebench.checkpoint.gguf import identify
 from edgebench.checkpoint.hf_config import HFConfig
 from edgebench.derive import Maker
 from edgebench.engine.about import about
-from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UnknownNameError, UsageError
+from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UsageError
 from edgebench.export.precisions import SHIPPED, check_precision, formats_of
 from edgebench.host import Host
 from edgebench.records import Fact, Failure
-from edgebench.registry import load, names
+from edgebench.registry import load
 from edgebench.runtimes.base import Runtime
+from edgebench.selection import chosen_runtimes, on_device
 from edgebench.specs import Artifact, Protocol, Settings, TrialSpec, Workload, parse_workload
 from edgebench.topology import Topology, default_threads
 
@@ -82,28 +83,6 @@ class Teller(derive.Teller, TypingProtocol):
 # --- checking the request ---------------------------------------------------------------------------------------------
 
 
-def chosen_runtimes(asked: Sequence[str]) -> tuple[Runtime, ...]:
-    """The runtimes asked for, or every installed one that ``profile`` uses by default.
-
-    Raises:
-        UnknownNameError: for a runtime that does not exist.
-        MissingDependency: when one that was asked for, or all, are not installed.
-    """
-    if asked:
-        runtimes = tuple(load("runtimes", name).RUNTIME for name in dict.fromkeys(asked))
-        for runtime in runtimes:
-            if not runtime.installed():
-                raise MissingDependency(
-                    f"The runtime {runtime.name!r} is not installed.", f"pip install {runtime.package}"
-                )
-        return runtimes
-    every = (load("runtimes", name).RUNTIME for name in names("runtimes"))
-    runtimes = tuple(runtime for runtime in every if runtime.default and runtime.installed())
-    if not runtimes:
-        raise MissingDependency("No runtime is installed.", "pip install llama-cpp-python")
-    return runtimes
-
-
 def check(request: Request) -> tuple[tuple[Runtime, ...], tuple[str, ...], tuple[Workload, ...]]:
     """Runtimes, precisions and workloads of a request.
 
@@ -151,41 +130,6 @@ def _check_settings(request: Request, runtimes: Sequence[Runtime]) -> None:
             f"--accuracy-level is a property of ONNX graphs, which {named} does not run.",
             "add --runtime ort, or leave it out.",
         )
-
-
-def on_device(
-    device: str, runtimes: Sequence[Runtime], usable: Callable[[str], Sequence[str]], *, asked: bool
-) -> tuple[tuple[Runtime, ...], tuple[str, ...]]:
-    """The runtimes that can compute on this device, and why each of the others is left out.
-
-    Args:
-        device: what the user wants; ``cpu`` is had by all.
-        runtimes: to choose from.
-        usable: the devices that the installed build of a runtime can use, asked in a child process.
-        asked: whether the user named the runtimes: then none is left out silently.
-
-    Raises:
-        UnknownNameError: for a device that no runtime knows.
-        MissingDependency: when a runtime that was asked for, or every one, cannot use it.
-    """
-    known = dict.fromkeys(name for each in names("runtimes") for name in load("runtimes", each).RUNTIME.devices)
-    if device not in known:
-        raise UnknownNameError("compute device", device, list(known))
-    if device == "cpu":
-        return tuple(runtimes), ()
-    able: list[Runtime] = []
-    reasons: list[str] = []
-    for runtime in runtimes:
-        if device not in runtime.devices:
-            reasons.append(f"{runtime.name} has no {device} at all")
-        elif device in (here := usable(runtime.name)):
-            able.append(runtime)
-        else:
-            has = ", ".join(here) or "nothing"
-            reasons.append(f"{runtime.name} can use {has} here; {device} comes with {runtime.devices[device]}")
-    if reasons and (asked or not able):
-        raise MissingDependency(f"--device {device} cannot be used: {'; '.join(reasons)}.", "use --device cpu.")
-    return tuple(able), tuple(reasons)
 
 
 def _check_formats(precisions: Sequence[str], runtimes: Sequence[Runtime]) -> None:

@@ -193,7 +193,7 @@ class EngineMemory(Record, frozen=True, kw_only=True):
     compute: int
     """Scratch memory. Of onnxruntime: anonymous memory at the end of the largest context, less what there was after
     loading and less ``kv``: its arena, the logits, and whatever else the process took meanwhile. Without an arena it is
-    given back after each call and not seen here; the peaks by phase see it."""
+    what the C library keeps of the memory that each call gave back to it."""
     output: int
     kv_growing: bool = False
     """Whether each step makes a new KV cache; ``kv`` then counts the old one and the new one, at full length."""

@@ -182,7 +182,7 @@ class Settings(Spec, frozen=True, kw_only=True):
     spinning: bool | None = None
     """Whether idle threads wait busily for the next operator. None: the runtime has no such setting."""
     arena: bool | None = None
-    """Whether scratch memory is kept from call to call. None: the runtime has no such setting."""
+    """Whether the runtime keeps scratch memory itself, from call to call. None: the runtime has no such setting."""
     pin: bool | None = None
     """Whether each thread stays on one of ``cpus``. None: the runtime has no such setting."""
 

@@ -53,7 +53,7 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
 @click.option(
     "--arena/--no-arena",
     default=None,
-    help="onnxruntime: whether scratch memory outlives a call. [default: arena]",
+    help="onnxruntime: whether it keeps scratch memory itself. [default: arena]",
 )
 @click.option(
     "--accuracy-level",

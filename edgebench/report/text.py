@@ -67,7 +67,7 @@ def unusual_settings(settings: Settings) -> list[str]:
         text
         for text, told in (
             ("idle threads do not spin", settings.spinning is False),
-            ("scratch memory is given back after each call (no arena)", settings.arena is False),
+            ("no arena: scratch memory goes back to the C library after each call", settings.arena is False),
             (f"each thread stays on one of the CPUs {', '.join(map(str, settings.cpus))}", settings.pin is True),
         )
         if told

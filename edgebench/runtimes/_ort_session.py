@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from edgebench.errors import ArtifactError, HostError
+from edgebench.errors import ArtifactError, HostError, MissingDependency
 from edgebench.host import Host
 from edgebench.kerneltext import parse_sizes
-from edgebench.runtimes._ort_devices import PROVIDERS, describe_placement, providers_of
+from edgebench.runtimes._ort_devices import PROVIDERS, describe_placement, devices_of, providers_of
 from edgebench.specs import Settings
 
 _ERRORS_ONLY = 3
@@ -32,12 +32,16 @@ class Sessions:
     Raises:
         ArtifactError: when onnxruntime refuses the graph.
         MemoryError: when it could not allocate.
+        MissingDependency: when the installed build lacks the device.
         HostError: when a thread is to stay on a CPU that this process may not use.
     """
 
     def __init__(self, path: Path, settings: Settings) -> None:
         import onnxruntime
 
+        if settings.device not in devices_of(onnxruntime.get_available_providers()):
+            package = PROVIDERS[settings.device].package
+            raise MissingDependency(f"The installed onnxruntime has no {settings.device}.", f"install {package}.")
         self._ort: Any = onnxruntime
         self._path, self._settings = path, settings
         self._allowed = os.sched_getaffinity(0) if settings.pin else set[int]()
