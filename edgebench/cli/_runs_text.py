@@ -185,8 +185,7 @@ def _settings(run: Run) -> str:
     obeyed = run.loaded.settings if run.loaded else ()
     parts = (
         ("device", settings.device),
-        ("threads", f"{settings.threads} threads"),
-        ("threads_batch", f"prefill {settings.threads_batch} threads"),
+        ("threads", f"{settings.threads} threads (prefill {settings.threads_batch})"),
         ("batch", f"batch {settings.batch}"),
         ("ubatch", f"microbatch {settings.ubatch}"),
         ("kv_type", f"KV {settings.kv_type}"),
