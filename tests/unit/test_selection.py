@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from edgebench import plan
+from edgebench import plan, profile
 from edgebench.derive import EXPORTER, Kind
 from edgebench.errors import EdgebenchError, MissingDependency, UnknownNameError, UsageError
 from edgebench.host import Host
@@ -19,12 +19,11 @@ from edgebench.report.text import unusual_settings
 from edgebench.runtimes._llamacpp_log import EngineLog
 from edgebench.runtimes.llamacpp import devices_of
 from edgebench.selection import on_device
-from edgebench.specs import Settings
+from edgebench.specs import Artifact, Plan, Protocol, Settings, TrialSpec, parse_workload
 from edgebench.topology import Topology, read_topology
 
 ORT, LLAMA, FAKE = (load("runtimes", name).RUNTIME for name in ("ort", "llamacpp", "fake"))
 BUILDS = {"ort": ("cpu", "cuda"), "llamacpp": ("cpu",), "fake": ("cpu",)}
-TREE = Path(__file__).parent.parent / "trees"
 
 
 def usable(name: str) -> Sequence[str]:
@@ -32,7 +31,6 @@ def usable(name: str) -> Sequence[str]:
 
 
 def topology_of(cores: int) -> Topology:
-    import msgspec
 
     here = read_topology(Host())
     return msgspec.structs.replace(
@@ -183,3 +181,17 @@ def test_each_kind_of_export_has_a_place_of_its_own(kind, maker, variant):
     assert kind.maker == EXPORTER + maker
     assert kind.variant == variant
     assert re.fullmatch(r"[\w.-]+", kind.maker)
+
+
+def test_a_session_on_an_onnx_folder_can_be_resumed(tmp_path):
+    folder = Artifact(model="m", precision="int4", format="onnx", path=str(tmp_path), bytes=1, sha256="0" * 64)
+    trial = TrialSpec(
+        artifact=folder,
+        runtime="ort",
+        settings=Settings(threads=1, threads_batch=1),
+        workloads=(parse_workload("tg8"),),
+    )
+    profile._check_files(Plan(trials=(trial,), protocol=Protocol()))
+    gone = msgspec.structs.replace(trial, artifact=msgspec.structs.replace(folder, path=str(tmp_path / "gone")))
+    with pytest.raises(UsageError, match="gone"):
+        profile._check_files(Plan(trials=(gone,), protocol=Protocol()))
