@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -112,6 +112,28 @@ def _manifest_in(folder: Path) -> OnnxManifest:
         raise ArtifactError(f"{path} cannot be read: {error}.", "export the model again.") from error
 
 
+class Kind(NamedTuple):
+    """Which ONNX export of a precision; each kind has a place of its own."""
+
+    context: int | None = None
+    """Tokens that it must hold, beyond what it does by itself."""
+    accuracy_level: int | None = None
+    """MatMulNBits': 4 multiplies with activations of 8 bits, 0 with floats; None takes 4."""
+    halved: bool = False
+    """Whether it computes in half precision, as some devices need."""
+
+    @property
+    def variant(self) -> str:
+        """``acc0``, ``f16``, ``acc0 f16`` or nothing."""
+        return " ".join([*(["acc0"] if self.accuracy_level == 0 else []), *(["f16"] if self.halved else [])])
+
+    @property
+    def maker(self) -> str:
+        """Name of the exporter with all that changes its output."""
+        context = [] if self.context is None else [f"ctx{self.context}"]
+        return "-".join([EXPORTER, *context, *self.variant.split()])
+
+
 class Maker:
     """Makes artifacts in child processes.
 
@@ -145,16 +167,19 @@ class Maker:
             return ended.failure or _silent("quantizer")
         return artifacts.adopt_derived(source, precision, self._quantizer, target, ended.attempt.finished.notes)
 
-    def onnx(self, source: Artifact, precision: str, context: int | None = None) -> Artifact | Failure:
-        """The ONNX folder of this precision; ``context``: tokens that it must hold, beyond what it does by itself."""
+    def onnx(self, source: Artifact, precision: str, kind: Kind) -> Artifact | Failure:
+        """The ONNX folder of this precision and kind."""
         if source.format == "onnx":
-            return source if precision in (SHIPPED, source.precision) else _one_way(source)
+            return _as_it_is(source, precision, kind)
+        if precision == "fp32":
+            if kind.halved:
+                return _not_half(precision)
+            kind = kind._replace(accuracy_level=None)  # no matrix of it is in blocks
         parent = source if precision in ONNX_ONLY else self.gguf(source, precision)
         if isinstance(parent, Failure):
             return parent
-        maker = EXPORTER if context is None else f"{EXPORTER}-ctx{context}"
         name = precision if precision != SHIPPED else parent.precision
-        existing = artifacts.find_derived(parent, name, maker, "onnx")
+        existing = artifacts.find_derived(parent, name, kind.maker, "onnx")
         if existing is not None:
             return existing
         what = f"exporting {name} of {source.model} to ONNX"
@@ -166,7 +191,9 @@ class Maker:
             target=str(target),
             to="onnx",
             precision=precision if precision in ONNX_ONLY else "as-stored",
-            context=context,
+            context=kind.context,
+            accuracy_level=4 if kind.accuracy_level is None else kind.accuracy_level,
+            halved=kind.halved,
         )
 
         def hear(message: Reply) -> None:
@@ -179,7 +206,9 @@ class Maker:
             return ended.failure or _silent("exporter")
         notes = (*parent.quantizer_notes, *ended.attempt.finished.notes)
         exact = _manifest_in(target).same_weights
-        return artifacts.adopt_derived(parent, name, maker, target, notes, form="onnx", same_weights=exact)
+        return artifacts.adopt_derived(
+            parent, name, kind.maker, target, notes, form="onnx", same_weights=exact, variant=kind.variant
+        )
 
     def reference(self, source: Artifact) -> Artifact | Failure:
         """The fp32 graph that optimum traces from a Hugging Face folder; its precision is ``foreign``.
@@ -209,6 +238,41 @@ def _folder_needs(source: Artifact, precision: str) -> Failure:
         kind="bad-artifact",
         says=f"{source.path} is a Hugging Face folder, and this version makes no GGUF of it, which {precision} needs",
         next_step=f"use --runtime ort with --precision {', '.join(ONNX_ONLY)}, or llama.cpp's convert_hf_to_gguf.py.",
+        phase="prepare",
+    )
+
+
+def _as_it_is(source: Artifact, precision: str, kind: Kind) -> Artifact | Failure:
+    """An export that lies there already, if it is what was asked for."""
+    if precision not in (SHIPPED, source.precision):
+        return _one_way(source)
+    return source if _is_of(source, kind) else _another_kind(source, kind)
+
+
+def _is_of(source: Artifact, kind: Kind) -> bool:
+    """Whether an export that lies there already is what was asked for."""
+    if source.precision == FOREIGN:
+        return not kind.variant
+    manifest = read_manifest(source)
+    level_fits = kind.accuracy_level in (None, manifest.accuracy_level)
+    return level_fits and manifest.activations == ("f16" if kind.halved else "f32")
+
+
+def _another_kind(source: Artifact, kind: Kind) -> Failure:
+    wanted = kind.variant or "for this device"
+    return Failure(
+        kind="bad-artifact",
+        says=f"{source.path} is another kind of export than was asked for ({wanted})",
+        next_step="give the checkpoint it was made from, or leave the option out.",
+        phase="prepare",
+    )
+
+
+def _not_half(precision: str) -> Failure:
+    return Failure(
+        kind="bad-artifact",
+        says=f"{precision} would be half precision on this device",
+        next_step="choose q8_0, q4_0 or another precision in blocks, or --device cpu.",
         phase="prepare",
     )
 

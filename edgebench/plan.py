@@ -6,6 +6,7 @@ failure, and the rest goes on. What is wrong with the request itself is a `Usage
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ from edgebench import artifacts, derive
 from edgebench.checkpoint.gguf import identify
 from edgebench.checkpoint.hf_config import HFConfig
 from edgebench.derive import Maker
-from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UnknownNameError, UsageError
+from edgebench.engine.about import about
+from edgebench.errors import CacheError, EdgebenchError, MissingDependency, UsageError
 from edgebench.export.precisions import SHIPPED, check_precision, formats_of
 from edgebench.host import Host
 from edgebench.records import Fact, Failure
-from edgebench.registry import load, names
+from edgebench.registry import load
 from edgebench.runtimes.base import Runtime
+from edgebench.selection import chosen_runtimes, on_device
 from edgebench.specs import Artifact, Protocol, Settings, TrialSpec, Workload, parse_workload
 from edgebench.topology import Topology, default_threads
 
@@ -37,6 +40,10 @@ class Request:
     runtimes: Sequence[str] = ()
     device: str = "cpu"
     threads: int | None = None
+    spinning: bool | None = None
+    arena: bool | None = None
+    pin: bool = False
+    accuracy_level: int | None = None
     workloads: Sequence[str] = ("pp512", "tg128")
     blocks: int = 2
     protocol: Protocol = field(default_factory=Protocol)
@@ -68,30 +75,12 @@ class Teller(derive.Teller, TypingProtocol):
         """A download or a hash."""
         ...
 
+    def say(self, text: str) -> None:
+        """Something that stays on the screen."""
+        ...
+
 
 # --- checking the request ---------------------------------------------------------------------------------------------
-
-
-def chosen_runtimes(asked: Sequence[str]) -> tuple[Runtime, ...]:
-    """The runtimes asked for, or every installed one that ``profile`` uses by default.
-
-    Raises:
-        UnknownNameError: for a runtime that does not exist.
-        MissingDependency: when one that was asked for, or all, are not installed.
-    """
-    if asked:
-        runtimes = tuple(load("runtimes", name).RUNTIME for name in dict.fromkeys(asked))
-        for runtime in runtimes:
-            if not runtime.installed():
-                raise MissingDependency(
-                    f"The runtime {runtime.name!r} is not installed.", f"pip install {runtime.package}"
-                )
-        return runtimes
-    every = (load("runtimes", name).RUNTIME for name in names("runtimes"))
-    runtimes = tuple(runtime for runtime in every if runtime.default and runtime.installed())
-    if not runtimes:
-        raise MissingDependency("No runtime is installed.", "pip install llama-cpp-python")
-    return runtimes
 
 
 def check(request: Request) -> tuple[tuple[Runtime, ...], tuple[str, ...], tuple[Workload, ...]]:
@@ -100,11 +89,10 @@ def check(request: Request) -> tuple[tuple[Runtime, ...], tuple[str, ...], tuple
     Raises:
         UsageError: for anything that no machine could do.
     """
-    if request.device != "cpu":
-        raise UnknownNameError("compute device", request.device, ["cpu"])
     if request.threads is not None and request.threads < 1:
         raise UsageError(f"{request.threads} threads cannot compute anything.", "give --threads 1 or more.")
     runtimes = chosen_runtimes(request.runtimes)
+    _check_settings(request, runtimes)
     precisions = tuple(dict.fromkeys(check_precision(name) for name in request.precisions))
     _check_formats(precisions, runtimes)
     workloads = tuple(dict.fromkeys(parse_workload(text) for text in request.workloads))
@@ -115,6 +103,33 @@ def check(request: Request) -> tuple[tuple[Runtime, ...], tuple[str, ...], tuple
             raise UsageError("--script is for the fake runtime only.", "add --runtime fake, or leave --script out.")
         load("runtimes", "fake").check_script(request.script)
     return runtimes, precisions, workloads
+
+
+_OPTIONS = {"spinning": "--[no-]spinning", "arena": "--[no-]arena", "pin": "--pin"}
+_LEVELS = (0, 4)
+
+
+def _check_settings(request: Request, runtimes: Sequence[Runtime]) -> None:
+    """Every setting that was asked for must reach at least one runtime."""
+    asked = {"spinning": request.spinning is not None, "arena": request.arena is not None, "pin": request.pin}
+    named = ", ".join(runtime.name for runtime in runtimes)
+    for name in (name for name, is_asked in asked.items() if is_asked):
+        if not any(name in runtime.settings for runtime in runtimes):
+            raise UsageError(
+                f"{_OPTIONS[name]} is a setting of onnxruntime, not of {named}.", "add --runtime ort, or leave it out."
+            )
+    if request.accuracy_level is None:
+        return
+    if request.accuracy_level not in _LEVELS:
+        raise UsageError(
+            f"There is no accuracy level {request.accuracy_level} here.",
+            "give 4 (matrices are multiplied with activations of 8 bits) or 0 (with floats).",
+        )
+    if not any("onnx" in runtime.formats for runtime in runtimes):
+        raise UsageError(
+            f"--accuracy-level is a property of ONNX graphs, which {named} does not run.",
+            "add --runtime ort, or leave it out.",
+        )
 
 
 def _check_formats(precisions: Sequence[str], runtimes: Sequence[Runtime]) -> None:
@@ -142,19 +157,33 @@ def settings_for(request: Request, topology: Topology, runtime: Runtime, threads
     """Settings of a runtime with these threads; on a machine with core classes they are kept on the fast ones.
 
     llama.cpp splits work evenly and waits for the slowest thread, so one slow core halves the speed
-    (llama.cpp issue 7176). Where all cores are alike nothing is pinned, as in llama-bench.
+    (llama.cpp issue 7176). Where all cores are alike nothing is pinned, as in llama-bench. ``--pin`` goes further where
+    the runtime can: each thread stays on a physical core of its own.
+
+    Raises:
+        UsageError: when more threads are to be pinned than there are performance cores.
     """
     cores = topology.physical_cores.value
     mixed = isinstance(cores, int) and len(topology.performance_cpus) < min(cores, len(topology.allowed))
     if runtime.one_pool:
         threads_batch = threads
     fits = max(threads, threads_batch) <= len(topology.performance_cpus)
+    has = runtime.settings
+    pin = request.pin and "pin" in has
+    if pin and not (fits and hasattr(os, "sched_setaffinity")):
+        raise UsageError(
+            f"{threads} threads cannot be pinned to {len(topology.performance_cpus)} performance cores here.",
+            "leave --pin out, or give fewer --threads." if fits is False else "leave --pin out on this system.",
+        )
     return Settings(
         device=request.device,
         threads=threads,
         threads_batch=threads_batch,
-        kv_type=runtime.kv_types[0],
-        cpus=topology.performance_cpus if mixed and fits else (),
+        kv_type=runtime.kv_type(request.device),
+        cpus=topology.performance_cpus if pin or (mixed and fits) else (),
+        spinning=request.spinning is not False if "spinning" in has else None,
+        arena=request.arena is not False if "arena" in has else None,
+        pin=pin if "pin" in has else None,
     )
 
 
@@ -174,6 +203,7 @@ class Preparer:
     def __init__(self, request: Request, host: Host, topology: Topology, teller: Teller) -> None:
         self._request, self._host, self._topology, self._teller = request, host, topology, teller
         self._runtimes, self._precisions, self._workloads = check(request)
+        self._choose_by_device()
         self._trained: dict[str, int | None] = {}
         self._sources = self._obtain_all()
         for model, source in self._sources.items():
@@ -185,9 +215,27 @@ class Preparer:
         self._made: list[tuple[str, Runtime, str, Artifact | Failure]] = []
 
     @property
+    def _halved(self) -> bool:
+        """Whether the device computes in half precision only."""
+        return any(r.kv_type(self._request.device) == "f16" for r in self._runtimes if "onnx" in r.formats)
+
+    @property
     def runtimes(self) -> tuple[Runtime, ...]:
         """The runtimes of the request."""
         return self._runtimes
+
+    def _choose_by_device(self) -> None:
+        able, left_out = on_device(
+            self._request.device,
+            self._runtimes,
+            lambda name: about(name, self._host).devices,
+            asked=bool(self._request.runtimes),
+        )
+        for reason in left_out:
+            self._teller.say(f"left out: {reason}")
+        if able != self._runtimes:
+            self._runtimes = able
+            _check_formats(self._precisions, able)
 
     def _obtain_all(self) -> dict[str, Artifact | EdgebenchError]:
         """The file of each model, or why there is none. A wrong request stops everything; a bad file does not."""
@@ -278,7 +326,9 @@ class Preparer:
             return source if precision == SHIPPED else _fake_artifact(source.model, precision)
         if form == "onnx":
             tokens = max(workload.context for workload in self._workloads)
-            return maker.onnx(source, precision, derive.needed_context(tokens, self._trained.get(source.sha256)))
+            context = derive.needed_context(tokens, self._trained.get(source.sha256))
+            kind = derive.Kind(context, self._request.accuracy_level, halved=self._halved)
+            return maker.onnx(source, precision, kind)
         return maker.gguf(source, precision)
 
 

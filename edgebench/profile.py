@@ -31,10 +31,6 @@ _SEARCH_WORKLOADS = (parse_workload("tg32"), parse_workload("pp128"))
 class Listener(bench.Listener, Teller, Protocol):
     """Told about preparation and measuring."""
 
-    def say(self, text: str) -> None:
-        """Something that stays on the screen."""
-        ...
-
 
 @dataclass(frozen=True)
 class Options:
@@ -219,7 +215,7 @@ def _check_files(plan: Plan) -> None:
     """A resumed plan needs its files where they were."""
     for trial in plan.trials:
         path = trial.artifact.path
-        if path and not Path(path).is_file():
+        if path and not Path(path).exists():
             raise UsageError(
                 f"The artifact {trial.artifact.model} {trial.artifact.precision} is gone: {path}.",
                 "run the profile again from the start: edgebench profile",

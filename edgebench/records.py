@@ -182,11 +182,18 @@ class Block(Record, frozen=True, kw_only=True):
 
 
 class EngineMemory(Record, frozen=True, kw_only=True):
-    """The engine's own account, in bytes; ``weights`` by buffer type (``CPU_Mapped``, ``CPU_REPACK``...)."""
+    """The engine's account, in bytes; ``weights`` by buffer type (``CPU_Mapped``, ``CPU_REPACK``, ``prepacked``...).
+
+    llama.cpp tells its buffers. onnxruntime tells Python nothing, so there it is measured from outside: ``prepacked``
+    is the growth of anonymous memory while loading.
+    """
 
     weights: dict[str, int]
     kv: int
     compute: int
+    """Scratch memory. Of onnxruntime: anonymous memory at the end of the largest context, less what there was after
+    loading and less ``kv``: its arena, the logits, and whatever else the process took meanwhile. Without an arena it is
+    what the C library keeps of the memory that each call gave back to it."""
     output: int
     kv_growing: bool = False
     """Whether each step makes a new KV cache; ``kv`` then counts the old one and the new one, at full length."""
@@ -290,6 +297,10 @@ class Loaded(Record, frozen=True, kw_only=True):
     vocabulary: int
     architecture: str
     description: str
+    settings: tuple[str, ...] = ()
+    """Names of the trial's settings that this runtime obeyed; the others say nothing about the run. Empty: not told."""
+    placement: str = ""
+    """On another device than the CPU: how much of the model really ran there, e.g. ``332 of 334 nodes on CUDA``."""
 
     @property
     def bits_per_weight(self) -> float:

@@ -179,6 +179,12 @@ class Settings(Spec, frozen=True, kw_only=True):
     mmap: bool = True
     cpus: tuple[int, ...] = ()
     """Logical CPUs that the worker may use; empty leaves the scheduler alone."""
+    spinning: bool | None = None
+    """Whether idle threads wait busily for the next operator. None: the runtime has no such setting."""
+    arena: bool | None = None
+    """Whether the runtime keeps scratch memory itself, from call to call. None: the runtime has no such setting."""
+    pin: bool | None = None
+    """Whether each thread stays on one of ``cpus``. None: the runtime has no such setting."""
 
 
 class Artifact(Spec, frozen=True, kw_only=True):
@@ -196,8 +202,18 @@ class Artifact(Spec, frozen=True, kw_only=True):
     """sha256 of the file of another format whose weights it holds bit for bit; empty where there is none."""
     origin: str = ""
     """Where the bytes came from: a package and version, a hub revision, or a local path."""
+    variant: str = ""
+    """What tells it from others of its precision: ``acc0`` (accuracy level 0), ``f16`` (computes in half precision)."""
     quantizer_notes: tuple[str, ...] = ()
     """What the quantizer said that a reader must know, e.g. tensors that fell back to another type."""
+
+    @property
+    def label(self) -> str:
+        """Precision and variant: ``q4_0``, ``int4 acc0``."""
+        return f"{self.precision} {self.variant}".rstrip()
+
+
+Activations = Literal["f32", "f16"]
 
 
 class OnnxManifest(Spec, frozen=True, kw_only=True):
@@ -217,11 +233,19 @@ class OnnxManifest(Spec, frozen=True, kw_only=True):
     parameters: int
     weight_bytes: int
     accuracy_level: int
+    activations: Activations = "f32"
+    """Type of the tensors between the nodes, of the KV cache and of the logits."""
     same_weights: bool
     """Whether every weight has exactly the value that the checkpoint stores."""
     first_token: int | None = None
     """Begin-of-sequence token, if the model wants one."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """What tells it from others of its precision, as in `Artifact`."""
+        level = ["acc0"] if self.accuracy_level == 0 and self.precision != "fp32" else []
+        return " ".join([*level, *(["f16"] if self.activations == "f16" else [])])
 
 
 class TrialSpec(Spec, frozen=True, kw_only=True):
@@ -241,8 +265,11 @@ class TrialSpec(Spec, frozen=True, kw_only=True):
     def trial_id(self) -> str:
         """Content hash of everything that can change the result; where the file lies cannot."""
         identity = msgspec.to_builtins(self)
-        for volatile in ("path", "origin", "quantizer_notes"):
-            del identity["artifact"][volatile]
+        for volatile in ("path", "origin", "quantizer_notes", "variant"):
+            del identity["artifact"][volatile]  # the hash tells variants apart
+        for name in ("spinning", "arena", "pin"):
+            if identity["settings"][name] is None:
+                del identity["settings"][name]  # so a runtime without them has the identity that it had before them
         canonical = msgspec.json.encode(identity, order="deterministic")
         return hashlib.sha256(canonical).hexdigest()[:16]
 

@@ -54,7 +54,7 @@ import peer_graphs
 
 from edgebench.checkpoint.gguf_weights import GGUFWeights
 from edgebench.checkpoint.vocabulary import Vocabulary
-from edgebench.derive import Maker, obtain_source, quantizer_version
+from edgebench.derive import Kind, Maker, obtain_source, quantizer_version
 from edgebench.engine.about import about
 from edgebench.errors import HostError, NothingMeasured, UsageError
 from edgebench.specs import Artifact, Settings, TrialSpec, parse_workload
@@ -155,8 +155,8 @@ def prepare(model: str, options: argparse.Namespace, pythons: dict[str, Path]) -
         experiment.Teller(),
     )
     context = max(workload.context for workload in WORKLOADS)
-    ours = experiment.required(maker.onnx(source, "int4", context), "int4 ONNX")
-    twin = experiment.required(maker.onnx(source, "q4_0", context), "q4_0 ONNX")
+    ours = experiment.required(maker.onnx(source, "int4", Kind(context)), "int4 ONNX")
+    twin = experiment.required(maker.onnx(source, "q4_0", Kind(context)), "q4_0 ONNX")
     gguf = experiment.required(maker.gguf(source, "q4_0"), "q4_0 GGUF")
     place = peer_graphs.place_of(source)
     folder = gguf_as_hf.make_folder(source, place)

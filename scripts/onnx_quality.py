@@ -38,7 +38,7 @@ import peer_graphs
 from divergence import Divergence, Logits, Windows, diverge, mean_interval, read_text, read_windows, runtime_logits
 from experiment import HOST, Teller, Verdict, conclude, judge, machine, print_facts, required, running, say, start
 
-from edgebench.derive import Maker, obtain_source, quantizer_version
+from edgebench.derive import Kind, Maker, obtain_source, quantizer_version
 from edgebench.errors import HostError
 from edgebench.specs import Artifact
 from edgebench.stats import Interval, ratio, ratio_interval
@@ -163,7 +163,7 @@ def participants(
 ) -> Iterator[tuple[str, str, Path, partial[Logits]]]:
     """Runtime, precision, file, and what gives logits for windows."""
     for runtime, precision in ROWS:
-        made = maker.gguf(source, precision) if runtime == LLAMACPP else maker.onnx(source, precision)
+        made = maker.gguf(source, precision) if runtime == LLAMACPP else maker.onnx(source, precision, Kind())
         artifact = required(made, f"{precision} for {runtime}")
         yield runtime, precision, Path(artifact.path), partial(runtime_logits, runtime, artifact, options.threads)
     if not options.no_rival:
@@ -200,7 +200,9 @@ def main() -> int:
     source = obtain_source(options.model, accept_license=options.accept_license, progress=lambda *_: None)
     windows, words = read_windows(Path(source.path), options.text, options.tokens, options.window)
     say("reference")
-    reference = runtime_logits(ORT, required(maker.onnx(source, "fp32"), "fp32 for ort"), options.threads, windows)
+    reference = runtime_logits(
+        ORT, required(maker.onnx(source, "fp32", Kind()), "fp32 for ort"), options.threads, windows
+    )
     text = read_text(windows, reference)
     rows: dict[tuple[str, str], Row] = {}
     print(f"{source.model}, {options.tokens} tokens in windows of {options.window}")

@@ -53,6 +53,7 @@ def adopt_derived(
     *,
     form: str = "gguf",
     same_weights: bool = False,
+    variant: str = "",
 ) -> Artifact:
     """Take over a finished file or folder: hash it, and give it its place atomically.
 
@@ -64,6 +65,7 @@ def adopt_derived(
         notes: what the quantizer or exporter said that a reader must know.
         form: ``gguf``, a file, or ``onnx``, a folder.
         same_weights: whether it holds the parent's weights bit for bit.
+        variant: what tells it from others of its precision.
 
     Raises:
         ArtifactError: when the file is empty or missing.
@@ -83,6 +85,7 @@ def adopt_derived(
         derived_from=parent.sha256,
         same_weights_as=parent.sha256 if same_weights else "",
         origin=f"{maker} from {parent.origin}" if parent.origin else maker,
+        variant=variant,
         quantizer_notes=notes,
     )
     return place(temporary, derived_path(parent.sha256, precision, maker, form), artifact)

@@ -31,7 +31,7 @@ def describe(path: Path, progress: Progress | None = None) -> Artifact:
     try:
         path = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop of links
         path = _folder_of_graph(path)
-        form, precision = _kind(path)
+        form, precision, variant = _kind(path)
         size, sha256 = size_of(path), known_hash(path, progress)
     except FileNotFoundError as error:
         raise UsageError(
@@ -42,25 +42,32 @@ def describe(path: Path, progress: Progress | None = None) -> Artifact:
             f"{path} cannot be read: {error.strerror or error}.", "check the path and its rights."
         ) from error
     return Artifact(
-        model=path.stem, precision=precision, format=form, path=str(path), bytes=size, sha256=sha256, origin=str(path)
+        model=path.stem,
+        precision=precision,
+        format=form,
+        path=str(path),
+        bytes=size,
+        sha256=sha256,
+        origin=str(path),
+        variant=variant,
     )
 
 
-def _kind(path: Path) -> tuple[str, str]:
-    """(format, precision) of a file or folder."""
+def _kind(path: Path) -> tuple[str, str, str]:
+    """(format, precision, variant) of a file or folder."""
     if not path.is_dir():
         _require_gguf(path)
-        return "gguf", "shipped"
+        return "gguf", "shipped", ""
     if (path / "edgebench.json").is_file():
         try:
             manifest = msgspec.json.decode((path / "edgebench.json").read_bytes(), type=OnnxManifest)
         except msgspec.DecodeError as error:
             raise ArtifactError(f"{path}/edgebench.json is damaged: {error}.", "export the model again.") from error
-        return "onnx", manifest.precision
+        return "onnx", manifest.precision, manifest.variant
     if not any(path.glob("*.safetensors")) and graph_of(path) is not None:
-        return "onnx", FOREIGN
+        return "onnx", FOREIGN, ""
     if (path / "config.json").is_file():
-        return "hf", "shipped"
+        return "hf", "shipped", ""
     raise UsageError(
         f"{path} is a folder without config.json, edgebench.json or an ONNX graph.",
         "give a .gguf file, a Hugging Face folder, or a folder made by edgebench export or by another exporter.",

@@ -18,7 +18,10 @@ from edgebench.store import Store
 
 Cell = str | int | float | None
 
-_SETTINGS = ("device", "threads", "threads_batch", "batch", "ubatch", "kv_type", "flash_attention", "mmap")
+_SETTINGS = (
+    *("device", "threads", "threads_batch", "batch", "ubatch", "kv_type", "flash_attention", "mmap"),
+    *("spinning", "arena", "pin"),
+)
 _FIGURES = ("workload", "index", "tokens", "seconds", "tokens_per_s", "ttft_s", "itl_p50_s", "itl_p95_s", "itl_p99_s")
 
 
@@ -83,7 +86,7 @@ def _run_cells(run: Run | None) -> dict[str, Cell]:
     values = (
         *(run.session_id, run.run_id, run.trial.trial_id, run.round, run.purpose, run.outcome, where.utc),
         *(where.device_profile, where.machine, where.cpu_model.value),
-        *(artifact.model, artifact.precision, artifact.format, artifact.sha256),
+        *(artifact.model, artifact.precision, artifact.variant or None, artifact.format, artifact.sha256),
         *(run.trial.runtime, where.runtime_version.value),
         *settings.values(),
         *(run.memory.anon_peak, run.memory.file_peak, run.memory.swap_peak),
@@ -96,7 +99,7 @@ def _run_cells(run: Run | None) -> dict[str, Cell]:
 _RUN_COLUMNS = (
     *("session_id", "run_id", "trial_id", "round", "purpose", "outcome", "started_utc"),
     *("device_profile", "machine", "cpu_model"),
-    *("model", "precision", "format", "artifact_sha256"),
+    *("model", "precision", "variant", "format", "artifact_sha256"),
     *("runtime", "runtime_version"),
     *(f"settings_{name}" for name in _SETTINGS),
     *("run_anon_peak_bytes", "run_file_peak_bytes", "run_swap_peak_bytes"),

@@ -151,12 +151,13 @@ def print_run(run: Run) -> None:
     console.print(
         _pairs(
             ("session", f"{run.session_id}, trial {run.trial.trial_id}, round {run.round}, {run.purpose}"),
-            ("model", f"{artifact.model} {artifact.precision} ({artifact.format})"),
+            ("model", f"{artifact.model} {artifact.label} ({artifact.format})"),
             ("artifact", f"{format_bytes_mib(artifact.bytes)} MiB, sha256 {artifact.sha256[:16]}"),
             ("runtime", f"{run.trial.runtime}, {_fact(run.provenance.runtime_version)}"),
             ("settings", _settings(run)),
             ("took", format_seconds((run.ended_ns - run.started_ns) / 1e9)),
             *((("loaded", f"in {format_seconds(run.loaded.load_s)}: {run.loaded.description}"),) if run.loaded else ()),
+            *((("placement", run.loaded.placement),) if run.loaded and run.loaded.placement else ()),
         )
     )
     if run.failure:
@@ -179,18 +180,23 @@ def print_run(run: Run) -> None:
 
 
 def _settings(run: Run) -> str:
+    """What the runtime obeyed; all of the trial's settings where the record does not tell."""
     settings = run.trial.settings
-    parts = [
-        settings.device,
-        f"{settings.threads} threads (prefill {settings.threads_batch})",
-        f"batch {settings.batch}/{settings.ubatch}",
-        f"KV {settings.kv_type}",
-        f"flash attention {settings.flash_attention}",
-        "mmap" if settings.mmap else "no mmap",
-    ]
-    if settings.cpus:
-        parts.append("CPUs " + ",".join(map(str, settings.cpus)))
-    return ", ".join(parts)
+    obeyed = run.loaded.settings if run.loaded else ()
+    parts = (
+        ("device", settings.device),
+        ("threads", f"{settings.threads} threads (prefill {settings.threads_batch})"),
+        ("batch", f"batch {settings.batch}"),
+        ("ubatch", f"microbatch {settings.ubatch}"),
+        ("kv_type", f"KV {settings.kv_type}"),
+        ("flash_attention", f"flash attention {settings.flash_attention}"),
+        ("mmap", "mmap" if settings.mmap else "no mmap"),
+        ("cpus", "CPUs " + ",".join(map(str, settings.cpus)) if settings.cpus else ""),
+        ("spinning", {True: "spinning", False: "no spinning", None: ""}[settings.spinning]),
+        ("arena", {True: "arena", False: "no arena", None: ""}[settings.arena]),
+        ("pin", "pinned" if settings.pin else ""),
+    )
+    return ", ".join(text for name, text in parts if text and (not obeyed or name in obeyed))
 
 
 def _block_table(run: Run) -> Table:

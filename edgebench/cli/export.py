@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgebench.errors import ArtifactError, UsageError
+from edgebench.errors import ArtifactError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from edgebench.derive import Kind
     from edgebench.specs import Artifact
 
 
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", metavar="PATH", help="Where to; without it, the cache's own copy is named.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="ONNX: tokens that the graph can hold.")
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    help="ONNX: multiply matrices with activations of 8 bits (4) or with floats (0). [default: 4]",
+)
+@click.option(
+    "--device", metavar="NAME", help="ONNX: export for this compute device; cuda and tensorrt take half precision only."
+)
 @click.option("--force", is_flag=True, help="Replace what lies there.")
 @click.option("--accept-license", is_flag=True, help="Accept the model's terms before its first download.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
@@ -55,6 +64,7 @@ def command(**options: Any) -> int:
     precision, form = check_precision(options["precision"]), options["form"]
     if form not in formats_of(precision):
         raise UsageError(f"{precision} is not made as {form}.", f"use --to {formats_of(precision)[0]}.")
+    kind = _kind(options, precision)
     if options["exporter"] == "optimum" and (form, precision, options["context"]) != ("onnx", "fp32", None):
         raise UsageError(
             "optimum exports to ONNX at fp32, for any length.", "use --to onnx --precision fp32, without --context."
@@ -67,13 +77,36 @@ def command(**options: Any) -> int:
     if options["exporter"] == "optimum":
         made = maker.reference(source)
     else:
-        made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, options["context"])
+        made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, kind)
     teller.clear()
     if isinstance(made, Failure):
         raise ArtifactError(f"{options['model']} could not be exported: {made.says}.", made.next_step)
     place = Path(made.path) if target is None else deliver(made, target, force=options["force"])
     _print(made, place, options)
     return 0
+
+
+def _kind(options: dict[str, Any], precision: str) -> Kind:
+    """Which kind of ONNX export is wanted.
+
+    Raises:
+        UsageError: when it makes no sense for this format, exporter or precision.
+    """
+    from edgebench.derive import Kind
+    from edgebench.registry import load
+
+    level, device = options["accuracy_level"], options["device"]
+    if (level or device) and (options["form"] != "onnx" or options["exporter"] != "direct"):
+        raise UsageError(
+            "--accuracy-level and --device are for our own ONNX exports.", "use --to onnx, or leave them out."
+        )
+    if level == "0" and precision == "fp32":
+        raise UsageError("fp32 has no matrices in blocks, so it has no accuracy level.", "leave --accuracy-level out.")
+    runtime = load("runtimes", "ort").RUNTIME
+    if device is not None and device not in runtime.devices:
+        raise UnknownNameError("compute device of onnxruntime", device, list(runtime.devices))
+    halved = device is not None and runtime.kv_type(device) == "f16"
+    return Kind(options["context"], None if level is None else int(level), halved=halved)
 
 
 def _print(made: Artifact, place: Path, options: dict[str, Any]) -> None:

@@ -21,7 +21,13 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True, help="Compute device.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Compute device: cpu, cuda, or of onnxruntime alone tensorrt, coreml, webgpu.",
+)
 @click.option(
     "--model",
     "models",
@@ -40,6 +46,21 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
     "--runtime", "runtimes", multiple=True, metavar="NAME", help="Engine; without it, every installed one. Repeatable."
 )
 @click.option("--threads", type=int, metavar="N", help="Use N threads instead of searching for the best number.")
+@click.option("--pin", is_flag=True, help="onnxruntime: keep each thread on a physical performance core of its own.")
+@click.option(
+    "--spinning/--no-spinning", default=None, help="onnxruntime: whether idle threads wait busily. [default: spinning]"
+)
+@click.option(
+    "--arena/--no-arena",
+    default=None,
+    help="onnxruntime: whether it keeps scratch memory itself. [default: arena]",
+)
+@click.option(
+    "--accuracy-level",
+    type=int,
+    metavar="0|4",
+    help="ONNX: multiply matrices with activations of 8 bits (4) or with floats (0). [default: 4]",
+)
 @click.option(
     "--workload",
     "workloads",
@@ -115,6 +136,10 @@ def _request(options: dict[str, Any]) -> Request:
         runtimes=options["runtimes"],
         device=options["device"],
         threads=options["threads"],
+        spinning=options["spinning"],
+        arena=options["arena"],
+        pin=options["pin"],
+        accuracy_level=options["accuracy_level"],
         workloads=options["workloads"] or defaults.workloads,
         blocks=1 if options["quick"] else 2,
         protocol=_protocol(options),
@@ -213,7 +238,7 @@ def _complain(outcome: Outcome) -> None:
         if trial.failure is not None:
             artifact, rounds = trial.trial.artifact, trial.rounds_ok + trial.rounds_failed
             some = f" ({trial.rounds_failed} of {rounds} rounds)" if trial.rounds_ok else ""
-            name = f"{artifact.model} {artifact.precision} on {trial.trial.runtime}{some}"
+            name = f"{artifact.model} {artifact.label} on {trial.trial.runtime}{some}"
             failures.setdefault((trial.failure.says, trial.failure.next_step), []).append(name)
     for (says, next_step), names in failures.items():
         click.echo(f"edgebench: {', '.join(names)}: {says.rstrip('.')}.", err=True)

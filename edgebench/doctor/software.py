@@ -32,6 +32,11 @@ class VersionAndBuild(Protocol):
         """Build and SIMD flags."""
         ...
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Compute devices that the build can use here."""
+        ...
+
 
 Ask = Callable[[str, Host], VersionAndBuild]
 
@@ -64,7 +69,8 @@ def _installed(name: str, runtime: Runtime, topology: Topology, host: Host, said
         fix = f"pip install --force-reinstall {runtime.package}" if runtime.package else ""
         return [Check(name=name, state="warn", says=says, fix=fix)]
     build = f"build unknown: {said.build.unknown_because}" if said.build.value is None else str(said.build.value)
-    checks = [Check(name=name, state="ok", says=f"{said.version.value}; {build}")]
+    says = f"{said.version.value}; computes on {', '.join(said.devices) or 'nothing that is known'}; {build}"
+    checks = [Check(name=name, state="ok", says=says)]
     missing = missing_simd(topology.flags, str(said.build.value or ""), host.machine())
     if missing:
         checks.append(

@@ -44,7 +44,7 @@ def do(job: ExportJob, parent: Parent, host: Host) -> Finished:
 def _direct(job: ExportJob, parent: Parent) -> Finished:
     from edgebench.checkpoint.gguf_weights import GGUFWeights
     from edgebench.checkpoint.hf import HFWeights
-    from edgebench.export import onnx
+    from edgebench.export import onnx, onnx_half
 
     source = Path(job.source)
     checkpoint = HFWeights(source) if source.is_dir() else GGUFWeights(source)
@@ -59,6 +59,8 @@ def _direct(job: ExportJob, parent: Parent) -> Finished:
             first_token=checkpoint.first_token if isinstance(checkpoint, GGUFWeights) else None,
             progress=_Teller(parent),
         )
+        if job.halved:
+            told = onnx_half.halve(Path(job.target), told)
     except OSError as error:
         raise CacheError(
             f"{job.target} cannot be written: {error.strerror or error}.", "free space, or choose another folder."

@@ -58,6 +58,8 @@ class ExportJob(Message, frozen=True, kw_only=True, tag="export"):
     precision: str
     context: int | None = None
     accuracy_level: int = 4
+    halved: bool = False
+    """Whether to turn the export into one that computes in half precision."""
     exporter: Literal["direct", "optimum"] = "direct"
     """``optimum``: the reference exporter, from a Hugging Face folder, fp32 only."""
 
@@ -104,6 +106,8 @@ class About(Message, frozen=True, kw_only=True, tag="about"):
 
     version: Fact
     build: Fact
+    devices: tuple[str, ...] = ()
+    """Compute devices that this build can use here."""
 
 
 class Opened(Message, frozen=True, kw_only=True, tag="opened"):

@@ -86,7 +86,7 @@ def _about(runtime: Runtime) -> About:
     if not runtime.installed():
         missing = Fact(unknown_because=f"not installed: pip install {runtime.package}")
         return About(version=missing, build=missing)
-    return About(version=runtime.version(), build=runtime.build())
+    return About(version=runtime.version(), build=runtime.build(), devices=runtime.usable_devices())
 
 
 def _do(job: Job, channel: Channel, host: Host) -> Finished:

@@ -15,6 +15,7 @@ from edgebench.analysis.findings import gravest_first
 from edgebench.analysis.summary import Estimate, TrialSummary
 from edgebench.analysis.twins import twins
 from edgebench.records import EngineMemory, Finding
+from edgebench.specs import Settings
 from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
 
 _WIDE = 120
@@ -27,6 +28,7 @@ def print_result(console: Console, trials: Sequence[TrialSummary]) -> None:
     if not measured:
         return
     print_trials(console, measured)
+    _print_settings(console, measured)
     _print_twins(console, measured)
     print_findings(console, measured)
     for reason in sorted({trial.energy.reason for trial in measured if trial.energy.energy_j is None}):
@@ -45,6 +47,31 @@ def print_trials(console: Console, trials: Sequence[TrialSummary]) -> None:
         for name, value in row.cells().items():
             if value:
                 console.print(f"  {name:<12} {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_settings(console: Console, trials: Sequence[TrialSummary]) -> None:
+    """Settings that are not the usual ones, and of which runtime; what really ran on another device than the CPU."""
+    said: dict[str, None] = {}
+    for summary in trials:
+        trial, loaded = summary.trial, summary.loaded
+        said |= {f"{trial.runtime}: {text}": None for text in unusual_settings(trial.settings)}
+        if loaded is not None and loaded.placement:
+            said[f"{trial.artifact.label} on {trial.runtime}: {loaded.placement}"] = None
+    for line in said:
+        console.print(line, highlight=False, markup=False)
+
+
+def unusual_settings(settings: Settings) -> list[str]:
+    """Settings of this trial that a reader would not expect, in words."""
+    return [
+        text
+        for text, told in (
+            ("idle threads do not spin", settings.spinning is False),
+            ("no arena: scratch memory goes back to the C library after each call", settings.arena is False),
+            (f"each thread stays on one of the CPUs {', '.join(map(str, settings.cpus))}", settings.pin is True),
+        )
+        if told
+    ]
 
 
 def _print_twins(console: Console, trials: Sequence[TrialSummary]) -> None:
@@ -72,7 +99,7 @@ def _distinct(trials: Sequence[TrialSummary], *, name_runtime: bool) -> list[tup
     for trial in trials:
         for finding in trial.findings:
             entry = found.setdefault((finding.kind, finding.severity), (finding, []))
-            label = trial.trial.artifact.precision + (f" {trial.trial.runtime}" if name_runtime else "")
+            label = trial.trial.artifact.label + (f" {trial.trial.runtime}" if name_runtime else "")
             if label not in entry[1]:
                 entry[1].append(label)
     order = {"invalid": 0, "suspect": 1, "note": 2}
@@ -85,7 +112,7 @@ class _Row:
     def __init__(self, trial: TrialSummary, *, name_runtime: bool) -> None:
         self._trial, self._name_runtime = trial, name_runtime
         artifact = trial.trial.artifact
-        self.title = f"{artifact.model} {artifact.precision} on {trial.trial.runtime}"
+        self.title = f"{artifact.model} {artifact.label} on {trial.trial.runtime}"
 
     def cells(self) -> dict[str, str]:
         """Column name to text; an unmeasured cell is empty."""
@@ -95,7 +122,7 @@ class _Row:
         if settings.threads != settings.threads_batch:
             threads = f"{settings.threads} / {settings.threads_batch}"
         cells = {
-            "precision": artifact.precision,
+            "precision": artifact.label,
             **({"runtime": trial.trial.runtime} if self._name_runtime else {}),
             "bpw": f"{trial.loaded.bits_per_weight:.2f}" if trial.loaded else "",
             "file MiB": format_bytes_mib(artifact.bytes) if artifact.bytes else "",

@@ -16,6 +16,7 @@ _INFO, _ERROR, _CONTINUED = 2, 4, 5
 _BUFFER = re.compile(
     r"(?P<buffer>\S+)\s+(?P<what>model|KV|RS|compute|output) buffer size\s*=\s*(?P<mib>[0-9]+(?:\.[0-9]+)?)\s*MiB"
 )
+_OFFLOADED = re.compile(r"offloaded (?P<done>[0-9]+)/(?P<all>[0-9]+) layers to GPU")
 _ALLOCATION = re.compile(
     r"failed to allocate|unable to allocate|out of memory|bad_alloc|cannot allocate", re.IGNORECASE
 )
@@ -30,6 +31,8 @@ class EngineLog:
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.errors: list[str] = []
+        self.offloaded: tuple[int, int] | None = None
+        """Layers on a GPU, and of how many; None when it did not say."""
         self._note = note
         self._weights: dict[str, int] = {}
         self._context: dict[str, int] = {}
@@ -46,6 +49,8 @@ class EngineLog:
             self.errors.append(text.strip())
         for match in _BUFFER.finditer(text):
             self._count(match["buffer"], match["what"], round(float(match["mib"]) * 1024 * 1024))
+        if moved := _OFFLOADED.search(text):
+            self.offloaded = int(moved["done"]), int(moved["all"])
         self._note(text.rstrip("\n"))
 
     def _count(self, buffer: str, what: str, size: int) -> None:

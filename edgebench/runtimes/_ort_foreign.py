@@ -25,7 +25,8 @@ import numpy.typing as npt
 from edgebench.checkpoint.onnx_file import Beside, OnnxFile, graph_of, read_beside, read_onnx
 from edgebench.errors import ArtifactError
 from edgebench.records import EngineMemory, Loaded
-from edgebench.runtimes._ort_session import Sessions, time_calls
+from edgebench.runtimes._ort_session import SETTINGS, Sessions
+from edgebench.runtimes.base import chunks, time_calls
 from edgebench.specs import Settings, TrialSpec
 
 _PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
@@ -90,10 +91,6 @@ class ForeignContext:
             self._bindings[length] = binding, ids, positions
         return self._bindings[length]
 
-    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        size = self._settings.ubatch
-        return [tokens[first : first + size] for first in range(0, len(tokens), size)]
-
     # --- the protocol
 
     def clear(self) -> None:
@@ -102,11 +99,11 @@ class ForeignContext:
             self._cache = [self._model.sessions.value(array) for array in self._empty]
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        for chunk in self._chunks(tokens):
+        for chunk in chunks(tokens, self._settings.ubatch):
             self._run(chunk)
 
     def time_prefill(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...], int]:
-        start, end, durations = time_calls(self._run, self._chunks(tokens))
+        start, end, durations = time_calls(self._run, chunks(tokens, self._settings.ubatch))
         self.logits().argmax()
         return start, end, durations, time.monotonic_ns() - start
 
@@ -136,6 +133,8 @@ class ForeignContext:
         self._bindings.clear()
 
     def close(self) -> None:
+        if self._empty:
+            self._model.sessions.count_scratch(self._model.kv_bytes(self._n_ctx))
         self._bindings.clear()
         self._cache, self._empty, self._logits = [], [], None
 
@@ -159,7 +158,12 @@ class ForeignModel:
                 f"{path} keeps sliding caches, which only onnxruntime-genai moves along.",
                 "export the model by edgebench export, which runs it with whole caches.",
             )
-        self.sessions = Sessions(path, trial.settings.threads)
+        if trial.settings.device != "cpu":
+            raise ArtifactError(
+                f"{path} was exported by somebody else, and edgebench runs such graphs on the CPU only.",
+                "use --device cpu, or export the model by edgebench export.",
+            )
+        self.sessions = Sessions(path, trial.settings)
         self._take_inputs(trial, beside)
         self.shared = graph.shares_cache(len(self.pasts) // 2)
         self.first_token = None  # a graph does not tell what its tokenizer puts first
@@ -209,18 +213,22 @@ class ForeignModel:
             vocabulary=vocabulary,
             architecture="foreign",
             description=f"foreign graph of {len(graph.nodes)} nodes, {cache}",
+            settings=SETTINGS,
         )
 
-    def context(self, n_ctx: int, settings: Settings) -> ForeignContext:
-        # While a growing cache is copied, the old one and the new one are there together.
+    def kv_bytes(self, n_ctx: int) -> int:
+        """Size of the cache; while a growing one is copied, the old one and the new one are there together."""
         copies = 1 if self.shared else 2
-        tokens = copies * n_ctx * self.kv_heads * self.head_dim * np.dtype(self.kv_type).itemsize
-        self._kv_bytes = max(self._kv_bytes, len(self.pasts) * tokens)
+        return len(self.pasts) * copies * n_ctx * self.kv_heads * self.head_dim * np.dtype(self.kv_type).itemsize
+
+    def context(self, n_ctx: int, settings: Settings) -> ForeignContext:
+        self._kv_bytes = max(self._kv_bytes, self.kv_bytes(n_ctx))
         return ForeignContext(self, n_ctx, settings)
 
     def memory(self) -> EngineMemory | None:
         weights = {"file": self._weight_bytes, "prepacked": self.sessions.prepacked_bytes}
-        return EngineMemory(weights=weights, kv=self._kv_bytes, compute=0, output=0, kv_growing=not self.shared)
+        scratch = self.sessions.scratch_bytes
+        return EngineMemory(weights=weights, kv=self._kv_bytes, compute=scratch, output=0, kv_growing=not self.shared)
 
     def close(self) -> None:
         self.sessions.close()

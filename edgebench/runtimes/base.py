@@ -1,13 +1,18 @@
 """What a runtime is: an engine that executes an artifact, seen through the few calls that timing needs.
 
+How calls are timed is here, too, so that the loop costs the same for every engine.
+
 Add a runtime by adding one file to this folder that defines ``RUNTIME``, an instance of `Runtime`. Its library is
 imported inside `open`, never at module level, so that listing runtimes costs nothing. The file name is the CLI name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import array
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +85,7 @@ class Model(Protocol):
 
 
 class Runtime(Protocol):
-    """An engine. Nothing here loads a native library but `open`, `version` and `build`."""
+    """An engine. Nothing here loads a native library but methods that say so, `version` and `build`."""
 
     name: str
     formats: tuple[str, ...]
@@ -89,8 +94,10 @@ class Runtime(Protocol):
     package: str
     """What to pip install when it is missing; empty when nothing is needed."""
 
-    kv_types: tuple[KVType, ...]
-    """Types of KV cache that it has; the first is its default."""
+    settings: tuple[str, ...]
+    """Names of the settings that it obeys; others are left out of its trials, or say nothing there."""
+    devices: Mapping[str, str]
+    """Compute devices that it could use, and the package that brings each."""
     one_pool: bool
     """Whether prefill and decode share one pool of threads, and so one thread count."""
 
@@ -106,6 +113,14 @@ class Runtime(Protocol):
         """Build and SIMD flags, as the engine reports them."""
         ...
 
+    def usable_devices(self) -> tuple[str, ...]:
+        """The ``devices`` that the installed build can use here. Loads the library: called in a child process only."""
+        ...
+
+    def kv_type(self, device: str) -> KVType:
+        """Type of its KV cache on a device."""
+        ...
+
     def open(self, trial: TrialSpec, log: Callable[[str], None]) -> Model:
         """Load the artifact. Called in a child process only.
 
@@ -116,4 +131,45 @@ class Runtime(Protocol):
         ...
 
 
-__all__ = ["Artifact", "Context", "Model", "Runtime"]
+Call = TypeVar("Call")
+Timed = tuple[int, int, tuple[int, ...]]
+
+
+def time_calls(
+    run: Callable[[Call], object], calls: Sequence[Call], settle: Callable[[], object] | None = None
+) -> Timed:
+    """Run each call: (start, end, duration of each), all ns. The garbage collector waits meanwhile.
+
+    Nothing but the calls and a stamp happens inside the loop.
+
+    Args:
+        run: makes one call.
+        calls: what it is given, at least one.
+        settle: waits once, after the last call, for what still runs; the wait counts into the last duration.
+    """
+    stamps = array.array("q", bytes(8 * len(calls)))
+    now = time.monotonic_ns
+    gc.disable()
+    try:
+        start = now()
+        for index, call in enumerate(calls):
+            run(call)
+            stamps[index] = now()
+        if settle is not None:
+            settle()
+            stamps[-1] = now()
+    finally:
+        gc.enable()
+    before, durations = start, []
+    for stamp in stamps:
+        durations.append(stamp - before)
+        before = stamp
+    return start, before, tuple(durations)
+
+
+def chunks(tokens: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Tokens in runs of ``size``; the last may be shorter."""
+    return [tokens[first : first + size] for first in range(0, len(tokens), size)]
+
+
+__all__ = ["Artifact", "Context", "Model", "Runtime", "chunks", "time_calls"]

@@ -15,7 +15,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -179,8 +179,9 @@ class Fake:
     formats = ("fake",)
     default = False
     package = ""
-    kv_types: tuple[KVType, ...] = ("f16",)
     one_pool = False
+    settings: tuple[str, ...] = ()
+    devices: Mapping[str, str] = {"cpu": ""}
 
     def installed(self) -> bool:
         return True
@@ -190,6 +191,13 @@ class Fake:
 
     def build(self) -> Fact:
         return Fact(value="scripted times, no engine")
+
+    def usable_devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def kv_type(self, device: str) -> KVType:
+        del device
+        return "f16"
 
     def open(self, trial: TrialSpec, log: Callable[[str], None]) -> FakeModel:
         log("the fake runtime loads nothing")

@@ -11,14 +11,13 @@ One departure: ``n_outputs_max = 1``, so that the scheduler does not reserve a l
 
 from __future__ import annotations
 
-import array
 import ctypes
-import gc
 import importlib.metadata
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,15 @@ import numpy.typing as npt
 from edgebench.errors import ArtifactError
 from edgebench.records import EngineMemory, Fact, Loaded
 from edgebench.runtimes._llamacpp_log import EngineLog
+from edgebench.runtimes.base import time_calls
 from edgebench.specs import KVType, Settings, TrialSpec
 
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _LOAD_READ, _LOAD_MMAP = 0, 1
+_LAYERS_ON = {"cpu": 0, "cuda": -1}
+"""``n_gpu_layers`` by device; -1 is all of them."""
+_SETTINGS = ("device", "threads", "threads_batch", "batch", "ubatch", "kv_type", "flash_attention", "mmap", "cpus")
 
 
 class EngineFailure(RuntimeError):
@@ -87,42 +90,32 @@ class LlamaContext:
     def prefill(self, tokens: Sequence[int]) -> None:
         keep_alive, batches = self._batches(tokens, self._batch)
         for batch in batches:
-            _check(self._lib.llama_decode(self._ctx, batch))
-        self._lib.llama_synchronize(self._ctx)
+            self._decode(batch)
+        self._synchronise()
         del keep_alive
 
     def time_prefill(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...], int]:
-        start, stamps = self._timed(tokens, self._batch, synchronise_each=False)
+        keep_alive, batches = self._batches(tokens, self._batch)
+        start, end, durations = time_calls(self._decode, batches, settle=self._synchronise)
+        del keep_alive
         self._row().argmax()
-        return start, stamps[-1], _differences(start, stamps), time.monotonic_ns() - start
+        return start, end, durations, time.monotonic_ns() - start
 
     def time_decode(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
-        start, stamps = self._timed(tokens, 1, synchronise_each=True)
-        return start, stamps[-1], _differences(start, stamps)
-
-    def _timed(self, tokens: Sequence[int], size: int, *, synchronise_each: bool) -> tuple[int, array.array[int]]:
-        """Start and the stamp after each call. Nothing but the calls and a stamp happens inside the loop."""
-        keep_alive, batches = self._batches(tokens, size)
-        stamps = array.array("q", bytes(8 * len(batches)))
-        decode, synchronise, ctx = self._lib.llama_decode, self._lib.llama_synchronize, self._ctx
-        now = time.monotonic_ns
-        status = 0
-        gc.disable()
-        try:
-            start = now()
-            for index, batch in enumerate(batches):
-                status |= decode(ctx, batch)
-                if synchronise_each:
-                    synchronise(ctx)
-                stamps[index] = now()
-            if not synchronise_each:
-                synchronise(ctx)
-                stamps[-1] = now()
-        finally:
-            gc.enable()
+        keep_alive, batches = self._batches(tokens, 1)
+        timed = time_calls(self._decode_one, batches)
         del keep_alive
-        _check(status)
-        return start, stamps
+        return timed
+
+    def _decode(self, batch: Any) -> None:
+        _check(self._lib.llama_decode(self._ctx, batch))
+
+    def _synchronise(self) -> None:
+        self._lib.llama_synchronize(self._ctx)
+
+    def _decode_one(self, batch: Any) -> None:
+        self._decode(batch)
+        self._synchronise()
 
     def save(self) -> object:
         size = self._lib.llama_state_seq_get_size(self._ctx, 0)
@@ -161,7 +154,7 @@ class LlamaModel:
         params = lib.llama_model_default_params()
         _set(
             params,
-            n_gpu_layers=0,
+            n_gpu_layers=_LAYERS_ON[trial.settings.device],
             load_mode=_LOAD_MMAP if trial.settings.mmap else _LOAD_READ,
             use_mmap=trial.settings.mmap,
         )
@@ -170,6 +163,7 @@ class LlamaModel:
         load_s = (time.monotonic_ns() - started) / 1e9
         if not self._model:
             raise _refusal(trial, log)
+        placement = _placement(trial, log)
         vocab = lib.llama_model_get_vocab(self._model)
         self._vocabulary = int(lib.llama_vocab_n_tokens(vocab))
         wants_bos = bool(lib.llama_vocab_get_add_bos(vocab))
@@ -182,6 +176,8 @@ class LlamaModel:
             vocabulary=self._vocabulary,
             architecture=self._text("general.architecture"),
             description=self._description(),
+            settings=_SETTINGS,
+            placement=placement,
         )
 
     def _text(self, key: str) -> str:
@@ -228,8 +224,12 @@ class LlamaCpp:
     formats = ("gguf",)
     default = True
     package = "llama-cpp-python"
-    kv_types: tuple[KVType, ...] = ("f16", "f32", "q8_0")
     one_pool = False
+    settings = _SETTINGS
+    devices: Mapping[str, str] = {
+        "cpu": "llama-cpp-python",
+        "cuda": 'llama-cpp-python built with CMAKE_ARGS="-DGGML_CUDA=on"',
+    }
 
     def installed(self) -> bool:
         return importlib.util.find_spec("llama_cpp") is not None
@@ -245,6 +245,14 @@ class LlamaCpp:
 
     def build(self) -> Fact:
         return Fact(value=_library().llama_print_system_info().decode("utf-8", "replace").strip(" |"))
+
+    def usable_devices(self) -> tuple[str, ...]:
+        lib = _library()
+        return devices_of(backend_devices()) if lib.llama_supports_gpu_offload() else ("cpu",)
+
+    def kv_type(self, device: str) -> KVType:
+        del device
+        return "f16"
 
     def open(self, trial: TrialSpec, log: Callable[[str], None]) -> LlamaModel:
         lib = _library()
@@ -269,6 +277,41 @@ def capture_log(lib: Any, note: Callable[[str], None]) -> EngineLog:
     return log
 
 
+def backend_devices() -> tuple[str, ...]:
+    """Names of the devices of the installed ggml: ``CPU``, ``CUDA0``, ``Vulkan0``..."""
+    folder = Path(_library().__file__).parent / "lib"
+    try:
+        registry, base = ctypes.CDLL(str(folder / "libggml.so")), ctypes.CDLL(str(folder / "libggml-base.so"))
+        count, get, name = registry.ggml_backend_dev_count, registry.ggml_backend_dev_get, base.ggml_backend_dev_name
+    except (OSError, AttributeError):
+        return ()  # other names on other systems: then no device but the CPU is known
+    count.restype, get.restype, name.restype = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
+    get.argtypes, name.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    return tuple(name(get(index)).decode() for index in range(count()))
+
+
+def devices_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The devices among those of ggml, by the names that ``--device`` takes."""
+    return ("cpu", "cuda") if any(name.startswith("CUDA") for name in names) else ("cpu",)
+
+
+def _placement(trial: TrialSpec, log: EngineLog) -> str:
+    """How many layers are on the device; empty on the CPU.
+
+    Raises:
+        ArtifactError: when some are not: the figure would not be the device's.
+    """
+    if trial.settings.device == "cpu":
+        return ""
+    if log.offloaded is None or log.offloaded[0] < log.offloaded[1]:
+        here = "an unknown number" if log.offloaded is None else f"{log.offloaded[0]} of {log.offloaded[1]}"
+        raise ArtifactError(
+            f"{trial.artifact.path}: llama.cpp put {here} of the layers on {trial.settings.device}.",
+            "choose a smaller precision, or use --device cpu.",
+        )
+    return f"{log.offloaded[0]} of {log.offloaded[1]} layers on {trial.settings.device}"
+
+
 def _refusal(trial: TrialSpec, log: EngineLog) -> Exception:
     """Why the file was not loaded, in llama.cpp's own words."""
     name, reason = trial.artifact.path, _last(log)
@@ -290,15 +333,6 @@ def _last(log: EngineLog) -> str:
 def _check(status: int) -> None:
     if status != 0:
         raise EngineFailure(f"llama_decode returned {status} (1: no room in the KV cache; negative: the engine failed)")
-
-
-def _differences(start: int, stamps: array.array[int]) -> tuple[int, ...]:
-    before = start
-    durations = []
-    for stamp in stamps:
-        durations.append(stamp - before)
-        before = stamp
-    return tuple(durations)
 
 
 RUNTIME = LlamaCpp()

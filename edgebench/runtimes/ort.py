@@ -1,8 +1,9 @@
 """Plain onnxruntime over the fused graphs of ``edgebench.export.onnx``, timed like llama-bench.
 
 One KV buffer of the size of the workload is shared by past and present, so that a step appends in place. Everything is
-bound once: a decode step writes three integers and runs. The CPU kernels of GroupQueryAttention compute in float32, so
-the cache is float32 there. Graphs that somebody else exported are run by ``_ort_foreign.py``.
+bound once: on the CPU a decode step writes three integers and runs. The type of the cache is the graph's: float32, or
+float16 in exports for devices whose attention kernel takes nothing else. Graphs that somebody else exported are run by
+``_ort_foreign.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,46 @@ import numpy.typing as npt
 from edgebench.checkpoint.onnx_file import graph_of
 from edgebench.errors import ArtifactError
 from edgebench.records import EngineMemory, Fact, Loaded
+from edgebench.runtimes._ort_devices import PROVIDERS, devices_of
 from edgebench.runtimes._ort_foreign import ForeignModel
-from edgebench.runtimes._ort_session import Sessions, time_calls
-from edgebench.specs import KVType, OnnxManifest, Settings, TrialSpec
+from edgebench.runtimes._ort_session import SETTINGS, Sessions
+from edgebench.runtimes.base import chunks, time_calls
+from edgebench.specs import Activations, KVType, OnnxManifest, Settings, TrialSpec
+
+_TYPES = {"f32": np.float32, "f16": np.float16}
+
+
+class _Binding:
+    """The inputs and outputs of calls of one length."""
+
+    def __init__(self, model: OrtModel, session: Any, length: int, *, copied: bool) -> None:
+        self.ids = np.zeros((1, length), np.int64)
+        self.seqlens, self.total = np.zeros(1, np.int32), np.zeros((), np.int32)
+        self.positions = np.zeros((1, length), np.int64)
+        self._small = {"input_ids": self.ids, "seqlens_k": self.seqlens, "total_sequence_length": self.total}
+        if model.wants_positions:
+            self._small["position_ids"] = self.positions
+        self._session, self._value, self._copied = session, model.sessions.value, copied
+        self.io = session.io_binding()
+        self._bind_small()
+
+    def _bind_small(self) -> None:
+        for name, array in self._small.items():
+            self.io.bind_ortvalue_input(name, self._value(array))
+
+    def run(self, tokens: Sequence[int], n_past: int) -> None:
+        """Append tokens to a cache of ``n_past``, and wait until the outputs are there."""
+        end = n_past + len(tokens)
+        self.ids[0] = tokens
+        self.positions[0] = range(n_past, end)
+        self.seqlens[0] = end - 1
+        self.total[()] = end
+        if self._copied:
+            self._bind_small()  # a device gets its copy when an input is bound, not when the graph runs
+            self._session.run_with_iobinding(self.io)
+            self.io.synchronize_outputs()
+        else:
+            self._session.run_with_iobinding(self.io)
 
 
 class OrtContext:
@@ -33,63 +71,65 @@ class OrtContext:
         self._model, self._n_ctx, self._settings = model, n_ctx, settings
         shape = model.manifest
         self.n_past = 0
-        cache = (1, shape.kv_heads, n_ctx, shape.head_dim)
-        self._cache = [np.zeros(cache, np.float32) for _ in range(2 * shape.layers)]
-        self._logits = np.zeros((1, 1, shape.vocabulary), np.float32)
-        self._seqlens, self._total = np.zeros(1, np.int32), np.zeros((), np.int32)
+        self._tokens: list[int] = []
+        self._kind = _TYPES[shape.activations]
+        self._on_device = model.sessions.device != "cpu"
+        self._shape = (1, shape.kv_heads, n_ctx, shape.head_dim)
+        self._names = [f"{layer}.{part}" for layer in range(shape.layers) for part in ("key", "value")]
+        self._logits = np.zeros((1, 1, shape.vocabulary), self._kind)
         self._session = model.sessions.get(settings.threads)
-        self._bindings: dict[int, tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]] = {}
+        self._bindings: dict[int, _Binding] = {}
+        # On the CPU the arrays are the cache; they are written at once, so that no page fault falls into a timed call.
+        self._arrays = [] if self._on_device else [np.full(self._shape, 0, self._kind) for _ in self._names]
+        self._cache = self._made_by_the_device() if self._on_device else [*map(model.sessions.value, self._arrays)]
 
-    def _binding(self, length: int) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
-        """The binding for calls of this many tokens, and the arrays behind it."""
+    def _made_by_the_device(self) -> list[Any]:
+        """Buffers in the memory of the device: what a first call leaves there, since not every build can be asked.
+
+        ``present`` has the capacity of ``past``, so from the second call on they can be one buffer.
+        """
+        memory, value = self._model.sessions.memory, self._model.sessions.value
+        binding = _Binding(self._model, self._session, 1, copied=True)
+        empty = np.zeros(self._shape, self._kind)
+        for name in self._names:
+            binding.io.bind_ortvalue_input(f"past_key_values.{name}", value(empty))
+            binding.io.bind_output(f"present.{name}", memory)
+        binding.io.bind_ortvalue_output("logits", value(self._logits))
+        binding.run([0], 0)
+        return list(binding.io.get_outputs()[: len(self._names)])
+
+    def _binding(self, length: int) -> _Binding:
+        """The binding for calls of this many tokens."""
         if length not in self._bindings:
-            ids = np.zeros((1, length), np.int64)
-            positions = np.zeros((1, length), np.int64) if self._model.wants_positions else None
-            binding = self._session.io_binding()
-            value = self._model.sessions.value
-            binding.bind_ortvalue_input("input_ids", value(ids))
-            binding.bind_ortvalue_input("seqlens_k", value(self._seqlens))
-            binding.bind_ortvalue_input("total_sequence_length", value(self._total))
-            if positions is not None:
-                binding.bind_ortvalue_input("position_ids", value(positions))
-            for index, cache in enumerate(self._cache):
-                layer, part = index // 2, ("key", "value")[index % 2]
-                shared = value(cache)
-                binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", shared)
-                binding.bind_ortvalue_output(f"present.{layer}.{part}", shared)
-            binding.bind_ortvalue_output("logits", value(self._logits))
-            self._bindings[length] = binding, ids, positions
+            binding = _Binding(self._model, self._session, length, copied=self._on_device)
+            for name, shared in zip(self._names, self._cache, strict=True):
+                binding.io.bind_ortvalue_input(f"past_key_values.{name}", shared)
+                binding.io.bind_ortvalue_output(f"present.{name}", shared)
+            binding.io.bind_ortvalue_output("logits", self._model.sessions.value(self._logits))
+            self._bindings[length] = binding
         return self._bindings[length]
 
     def _run(self, tokens: Sequence[int]) -> None:
         length = len(tokens)
         if self.n_past + length > self._n_ctx:
             raise RuntimeError(f"{self.n_past} + {length} tokens do not fit a cache of {self._n_ctx}")
-        binding, ids, positions = self._binding(length)
-        ids[0] = tokens
-        if positions is not None:
-            positions[0] = range(self.n_past, self.n_past + length)
+        self._binding(length).run(tokens, self.n_past)
         self.n_past += length
-        self._seqlens[0] = self.n_past - 1
-        self._total[()] = self.n_past
-        self._session.run_with_iobinding(binding)
-
-    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        size = self._settings.ubatch
-        return [tokens[first : first + size] for first in range(0, len(tokens), size)]
 
     def clear(self) -> None:
         self.n_past = 0
+        self._tokens.clear()
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        for chunk in self._chunks(tokens):
+        for chunk in chunks(tokens, self._settings.ubatch):
             self._run(chunk)
+        self._tokens += tokens
 
     def time_prefill(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...], int]:
-        chunks = self._chunks(tokens)
-        for chunk in chunks:
+        calls = chunks(tokens, self._settings.ubatch)
+        for chunk in calls:
             self._binding(len(chunk))
-        start, end, durations = time_calls(self._run, chunks)
+        start, end, durations = time_calls(self._run, calls)
         self._logits[0, 0].argmax()
         return start, end, durations, time.monotonic_ns() - start
 
@@ -98,15 +138,21 @@ class OrtContext:
         return time_calls(self._run, [[token] for token in tokens])
 
     def save(self) -> object:
-        return self.n_past, [cache[:, :, : self.n_past].copy() for cache in self._cache]
+        if self._on_device:
+            return list(self._tokens)  # not every build can write into the memory of its device: it is filled again
+        return self.n_past, [array[:, :, : self.n_past].copy() for array in self._arrays]
 
     def restore(self, state: Any) -> None:
+        if self._on_device:
+            self.clear()
+            self.prefill(state)
+            return
         self.n_past, saved = state
-        for cache, kept in zip(self._cache, saved, strict=True):
-            cache[:, :, : self.n_past] = kept
+        for array, kept in zip(self._arrays, saved, strict=True):
+            array[:, :, : self.n_past] = kept
 
     def logits(self) -> npt.NDArray[np.float32]:
-        copy: npt.NDArray[np.float32] = self._logits[0, 0].copy()
+        copy: npt.NDArray[np.float32] = self._logits[0, 0].astype(np.float32, copy=True)
         return copy
 
     def set_threads(self, threads: int, threads_batch: int) -> None:
@@ -115,8 +161,10 @@ class OrtContext:
         self._bindings.clear()
 
     def close(self) -> None:
+        if self._arrays:
+            self._model.sessions.count_scratch(sum(array.nbytes for array in self._arrays))
         self._bindings.clear()
-        self._cache = []
+        self._cache, self._arrays = [], []
 
 
 class OrtModel:
@@ -125,7 +173,10 @@ class OrtModel:
     def __init__(self, trial: TrialSpec) -> None:
         path = Path(trial.artifact.path) / "model.onnx"
         self.manifest = _read_manifest(path.parent)
-        self.sessions = Sessions(path, trial.settings.threads)
+        wanted = PROVIDERS[trial.settings.device].activations
+        if self.manifest.activations != wanted:
+            raise _wrong_activations(path.parent, trial.settings.device, wanted)
+        self.sessions = Sessions(path, trial.settings)
         inputs = self.sessions.get(trial.settings.threads).get_inputs()
         self.wants_positions = any(item.name == "position_ids" for item in inputs)
         self.first_token = self.manifest.first_token
@@ -138,19 +189,50 @@ class OrtModel:
             vocabulary=self.manifest.vocabulary,
             architecture=self.manifest.architecture,
             description=f"{self.manifest.architecture} {self.manifest.precision}",
+            settings=(*SETTINGS, "kv_type"),
+            placement=self._placement(),
         )
+
+    def _placement(self) -> str:
+        """What really runs on the device; empty on the CPU."""
+        if self.sessions.device == "cpu":
+            return ""
+        return self.sessions.placement(self._run_once)
+
+    def _run_once(self, session: Any) -> None:
+        shape = self.manifest
+        past = np.zeros((1, shape.kv_heads, 1, shape.head_dim), _TYPES[shape.activations])
+        feeds: dict[str, npt.NDArray[Any]] = {
+            item.name: past for item in session.get_inputs() if item.name.startswith("past_key_values")
+        }
+        feeds |= {"input_ids": np.zeros((1, 1), np.int64), "seqlens_k": np.zeros(1, np.int32)}
+        feeds["total_sequence_length"] = np.ones((), np.int32)
+        if self.wants_positions:
+            feeds["position_ids"] = np.zeros((1, 1), np.int64)
+        session.run(["logits"], feeds)
 
     def context(self, n_ctx: int, settings: Settings) -> OrtContext:
         shape = self.manifest
-        self._kv_bytes = max(self._kv_bytes, 2 * 4 * shape.layers * shape.kv_heads * shape.head_dim * n_ctx)
+        element = np.dtype(_TYPES[shape.activations]).itemsize
+        self._kv_bytes = max(self._kv_bytes, 2 * element * shape.layers * shape.kv_heads * shape.head_dim * n_ctx)
         return OrtContext(self, n_ctx, settings)
 
     def memory(self) -> EngineMemory | None:
+        if self.sessions.device != "cpu":
+            return None  # what lies in the memory of another device is not told
         weights = {"file": self.manifest.weight_bytes, "prepacked": self.sessions.prepacked_bytes}
-        return EngineMemory(weights=weights, kv=self._kv_bytes, compute=0, output=0)
+        return EngineMemory(weights=weights, kv=self._kv_bytes, compute=self.sessions.scratch_bytes, output=0)
 
     def close(self) -> None:
         self.sessions.close()
+
+
+def _wrong_activations(folder: Path, device: str, wanted: Activations) -> ArtifactError:
+    kind = {"f32": "float32", "f16": "half precision"}[wanted]
+    return ArtifactError(
+        f"{folder} was not exported for {device}, whose attention takes {kind} here.",
+        f"export it again: edgebench export MODEL --to onnx --device {device}.",
+    )
 
 
 def _read_manifest(folder: Path) -> OnnxManifest:
@@ -171,8 +253,9 @@ class Ort:
     formats = ("onnx",)
     default = True
     package = "onnxruntime"
-    kv_types: tuple[KVType, ...] = ("f32",)
     one_pool = True
+    settings = SETTINGS
+    devices: Mapping[str, str] = {device: provider.package for device, provider in PROVIDERS.items()}
 
     def installed(self) -> bool:
         return importlib.util.find_spec("onnxruntime") is not None
@@ -184,6 +267,14 @@ class Ort:
         import onnxruntime
 
         return Fact(value=onnxruntime.get_build_info())
+
+    def usable_devices(self) -> tuple[str, ...]:
+        import onnxruntime
+
+        return devices_of(onnxruntime.get_available_providers())
+
+    def kv_type(self, device: str) -> KVType:
+        return PROVIDERS[device].activations
 
     def open(self, trial: TrialSpec, log: Callable[[str], None]) -> OrtModel | ForeignModel:
         del log  # what onnxruntime says below an error is about placement, and nothing that a reader must know

@@ -383,7 +383,7 @@ def test_it_is_measured_when_forced_and_doubted(shared: Cli, tiny_gguf: Path):
         (["profile", "--runtime", "fake", "--precision", ","], ["precision"]),
         (["profile", "--runtime", "fake", "--workload", "pp0"], ["'pp0'", "pp512"]),
         (["profile", "--runtime", "fake", "--workload", "prefill"], ["'prefill'", "tg128"]),
-        (["profile", "--device", "gpu"], ["'gpu'", "did you mean 'cpu'"]),
+        (["profile", "--device", "gpu"], ["'gpu'", "did you mean 'webgpu'"]),
         (["profile", "--runtime", "fake", "--threads", "0"], ["0 threads"]),
         (["profile", "--runtime", "fake", "--threads", "-3"], ["-3 threads"]),
         (["profile", "--runtime", "fake", "--threads", "two"], ["'two'", "--threads"]),
