@@ -8,6 +8,7 @@ the hash of its parent and the name of its maker.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -264,10 +265,11 @@ class Maker:
 
 
 def _needs_imatrix(source: Artifact, precision: str) -> Failure:
+    path = shlex.quote(source.path)
     return Failure(
         kind="bad-artifact",
-        says=f"{precision} of {source.model} would be noise without an importance matrix",
-        next_step=f"edgebench export {source.path} --to gguf --precision {precision} --imatrix TEXT -o FILE.gguf",
+        says=f"{precision} of {source.model} cannot be made without an importance matrix",
+        next_step=f"edgebench export {path} --to gguf --precision {precision} --imatrix TEXT -o FILE.gguf",
         phase="prepare",
     )
 

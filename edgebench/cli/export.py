@@ -84,7 +84,7 @@ def command(**options: Any) -> int:
         )
     teller.clear()
     if isinstance(made, Failure):
-        raise ArtifactError(f"{options['model']} could not be exported: {made.says}.", made.next_step)
+        raise ArtifactError(f"{options['model']} could not be exported: {made.says.rstrip('.')}.", made.next_step)
     place = Path(made.path) if target is None else deliver(made, target, force=options["force"])
     _print(made, place, options)
     return 0
