@@ -39,6 +39,8 @@ COLLECTOR = f"imatrix-1x{CHUNK}"
 _MOST_BYTES = 16 * 1024 * 1024
 _BATCH = 128  # tokens computed together: every one has a row of logits, 134 MB with a vocabulary of 262k
 _F32 = 0  # enum ggml_type
+_ERROR_LEVEL = 4
+_callbacks: list[object] = []
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,8 +314,9 @@ class _Engine:
                 self._said.append(line)
             note(line)
 
-        self._log = llama_cpp.llama_log_callback(take)
-        llama_cpp.llama_log_set(self._log, None)
+        log = llama_cpp.llama_log_callback(take)
+        _callbacks.append(log)  # llama.cpp keeps a pointer to it
+        llama_cpp.llama_log_set(log, None)
         self.collector = _Collector(_Ggml(llama_cpp))
         self._observe = llama_cpp.ggml_backend_sched_eval_callback(self.collector.observe)
         self._model, self._context = self._open_model(model), None
@@ -371,6 +374,3 @@ class _Engine:
         for index, token in enumerate(tokens):
             batch.token[index], batch.pos[index] = token, position + index
             batch.n_seq_id[index], batch.seq_id[index][0], batch.logits[index] = 1, 0, 1
-
-
-_ERROR_LEVEL = 4

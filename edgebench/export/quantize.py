@@ -54,6 +54,7 @@ _PROGRESS = re.compile(r"\[ *([0-9]+)/ *([0-9]+)\] ")
 _ERROR_LEVEL = 4
 _Q8_0 = 8  # enum ggml_type
 _WHOLE, _TEXT = 0, 3  # enum llama_model_kv_override_type
+_callbacks: list[object] = []
 
 
 def quantize(
@@ -98,6 +99,7 @@ def quantize(
             tell(int(place[1]), int(place[2]), "tensors")
 
     callback = llama_cpp.llama_log_callback(take)
+    _callbacks.append(callback)  # llama.cpp keeps a pointer to it
     llama_cpp.llama_log_set(callback, None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
