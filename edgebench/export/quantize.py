@@ -89,18 +89,7 @@ def quantize(
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     import llama_cpp
 
-    said: list[tuple[int, str]] = []
-
-    def take(level: int, text: bytes, _user: object) -> None:
-        line = text.decode("utf-8", "replace").strip()
-        said.append((level, line))
-        note(line)
-        if place := _PROGRESS.match(line):
-            tell(int(place[1]), int(place[2]), "tensors")
-
-    callback = llama_cpp.llama_log_callback(take)
-    _callbacks.append(callback)  # llama.cpp keeps a pointer to it
-    llama_cpp.llama_log_set(callback, None)
+    said = _listen(llama_cpp, note, tell)
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = FILE_TYPES[precision]
@@ -120,6 +109,23 @@ def quantize(
         )
     fallbacks = (match[0] for _, text in said if (match := _FALLBACK.search(text)))
     return (*_matrix_notes(matrix, calibration), *fallbacks)
+
+
+def _listen(library: Any, note: Callable[[str], None], tell: Callable[[int, int, str], None]) -> list[tuple[int, str]]:
+    """What llama.cpp will have said, as (level, line)."""
+    said: list[tuple[int, str]] = []
+
+    def take(level: int, text: bytes, _user: object) -> None:
+        line = text.decode("utf-8", "replace").strip()
+        said.append((level, line))
+        note(line)
+        if place := _PROGRESS.match(line):
+            tell(int(place[1]), int(place[2]), "tensors")
+
+    callback = library.llama_log_callback(take)
+    _callbacks.append(callback)  # llama.cpp keeps a pointer to it
+    library.llama_log_set(callback, None)
+    return said
 
 
 def _matrix_notes(matrix: Matrix | None, calibration: Calibration | None) -> tuple[str, ...]:
