@@ -1,13 +1,16 @@
 """Make the files that trials need from what a model was published as, each once.
 
-GGUF precisions are made by llama.cpp's own quantizer. ONNX folders are exported from them block by block, so that both
-runtimes hold the same weights; precisions that only ONNX has are exported from the published file. What is made lies in
-the cache under the hash of its parent and the name of its maker.
+GGUF precisions are made by llama.cpp's own quantizer. Of a Hugging Face folder it needs a GGUF first, which is made
+once at the folder's own precision. ONNX folders are exported from GGUFs block by block, so that both runtimes hold the
+same weights; precisions that only ONNX has are exported from what was published. What is made lies in the cache under
+the hash of its parent and the name of its maker.
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,22 +19,27 @@ import msgspec
 from edgebench import artifacts
 from edgebench.artifacts.local import FOREIGN
 from edgebench.checkpoint.gguf import identify, read_header
+from edgebench.checkpoint.hf import HFWeights
 from edgebench.checkpoint.onnx_file import graph_of, read_beside, read_onnx
 from edgebench.engine.about import about
 from edgebench.engine.child import run_job
-from edgebench.engine.messages import Advance, ExportJob, QuantizeJob, Reply
+from edgebench.engine.messages import Advance, ExportJob, Finished, QuantizeJob, Reply
 from edgebench.engine.protocol import Limits
-from edgebench.errors import ArtifactError
-from edgebench.export import optimum
+from edgebench.errors import ArtifactError, EdgebenchError
+from edgebench.export import gguf, optimum
+from edgebench.export.imatrix import COLLECTOR
 from edgebench.export.onnx_limits import LONGEST_TABLE
-from edgebench.export.precisions import ONNX_ONLY, SHIPPED
+from edgebench.export.precisions import NEEDS_IMATRIX, ONNX_ONLY, SHIPPED
 from edgebench.host import Host
 from edgebench.records import Failure
-from edgebench.specs import Artifact, OnnxManifest
+from edgebench.specs import Artifact, Calibration, OnnxManifest
 
 _LIMITS = Limits(load_s=3600.0)
-EXPORTER = "edgebench-onnx-1"
+EXPORTER = "edgebench-onnx-2"
 """Maker of ONNX folders, part of their place: counted up when the same input gives other bytes."""
+CONVERTER = "edgebench-gguf-1"
+"""Maker of GGUFs from Hugging Face folders, likewise. It is part of their identity because the keys that it writes
+decide how llama.cpp computes and cuts text: a file of an older version must not pass for one of this."""
 
 
 def needed_context(tokens: int, trained: int | None) -> int | None:
@@ -59,6 +67,16 @@ def obtain_source(reference: str, *, accept_license: bool, progress: artifacts.P
     """
     artifact = artifacts.obtain(reference, accept_license=accept_license, progress=progress)
     return identify(artifact)[0] if artifact.format == "gguf" else artifact
+
+
+def folder_precision(folder: Artifact) -> str:
+    """What a Hugging Face folder stores its matrices at: ``bf16``, ``f16`` or ``f32``.
+
+    Raises:
+        EdgebenchError: when it is damaged or of an unknown architecture.
+    """
+    with closing(HFWeights(Path(folder.path))) as weights:
+        return weights.precision
 
 
 def quantizer_version(host: Host) -> str:
@@ -147,25 +165,77 @@ class Maker:
     def __init__(self, host: Host, quantizer: str, threads: int, teller: Teller) -> None:
         self._host, self._quantizer, self._threads, self._teller = host, quantizer, threads, teller
 
-    def gguf(self, source: Artifact, precision: str) -> Artifact | Failure:
-        """The GGUF of this precision."""
+    def gguf(self, source: Artifact, precision: str, calibration: Calibration | None = None) -> Artifact | Failure:
+        """The GGUF of this precision; ``calibration``: a text, by whose importance matrix weights are rounded."""
         if source.format == "onnx":
             return _one_way(source)
         if source.format == "hf":
-            return _folder_needs(source, precision)
-        if precision in (SHIPPED, source.precision):
+            return self._from_folder(source, precision, calibration)
+        if precision in (SHIPPED, source.precision) and calibration is None:
             return source
-        existing = artifacts.find_derived(source, precision, self._quantizer)
+        return self._quantize(source, precision, calibration)
+
+    def _quantize(self, source: Artifact, precision: str, calibration: Calibration | None) -> Artifact | Failure:
+        if precision in NEEDS_IMATRIX and calibration is None:
+            return _needs_imatrix(source, precision)
+        maker = self._quantizer
+        if calibration is not None:  # with the file and the vocabulary in it, this decides every value of the matrix
+            maker = f"{maker} {COLLECTOR} {calibration.sha256}"
+        existing = artifacts.find_derived(source, precision, maker)
         if existing is not None:
             return existing
-        self._teller.step(f"making {precision} of {source.model}")
         target = artifacts.work_file(".gguf")
-        job = QuantizeJob(source=source.path, target=str(target), precision=precision, threads=self._threads)
-        ended = run_job(job, self._host, _LIMITS)
+        job = QuantizeJob(
+            source=source.path,
+            target=str(target),
+            precision=precision,
+            threads=self._threads,
+            calibration=calibration,
+        )
+        done = self._run(job, f"making {precision} of {source.model}")
+        if isinstance(done, Failure):
+            return done
+        return artifacts.adopt_derived(source, precision, maker, target, (*source.quantizer_notes, *done.notes))
+
+    def _from_folder(self, folder: Artifact, precision: str, calibration: Calibration | None) -> Artifact | Failure:
+        """Directly where nothing is gained by llama.cpp's quantizer, else by it from the GGUF that rounds nothing."""
+        if precision in NEEDS_IMATRIX and calibration is None:
+            return _needs_imatrix(folder, precision)
+        try:
+            own = folder_precision(folder)
+        except EdgebenchError as error:
+            return Failure(kind="bad-artifact", says=error.what, next_step=error.next_step, phase="prepare")
+        if precision == SHIPPED:
+            precision = own
+        if precision in gguf.PRECISIONS:
+            return self._convert(folder, precision)
+        whole = self._convert(folder, own)
+        return whole if isinstance(whole, Failure) else self._quantize(whole, precision, calibration)
+
+    def _convert(self, folder: Artifact, precision: str) -> Artifact | Failure:
+        existing = artifacts.find_derived(folder, precision, CONVERTER)
+        if existing is not None:
+            return existing
+        target = artifacts.work_file(".gguf")
+        job = ExportJob(source=folder.path, target=str(target), to="gguf", precision=precision)
+        done = self._run(job, f"converting {folder.model} to a GGUF at {precision}")
+        if isinstance(done, Failure):
+            return done
+        return artifacts.adopt_derived(folder, precision, CONVERTER, target, done.notes)
+
+    def _run(self, job: ExportJob | QuantizeJob, what: str) -> Finished | Failure:
+        """Let a child do it, and tell how far it is; nothing is left of what was not finished."""
+        self._teller.step(what)
+
+        def hear(message: Reply) -> None:
+            if isinstance(message, Advance):
+                self._teller.share(f"{what}, {message.unit}", message.done, message.total)
+
+        ended = run_job(job, self._host, _LIMITS, hear)
         if ended.failure is not None or ended.attempt.finished is None:
-            target.unlink(missing_ok=True)
-            return ended.failure or _silent("quantizer")
-        return artifacts.adopt_derived(source, precision, self._quantizer, target, ended.attempt.finished.notes)
+            shutil.rmtree(Path(job.target).parent, ignore_errors=True)  # the target, and what stands half written by it
+            return ended.failure or _silent("exporter" if isinstance(job, ExportJob) else "quantizer")
+        return ended.attempt.finished
 
     def onnx(self, source: Artifact, precision: str, kind: Kind) -> Artifact | Failure:
         """The ONNX folder of this precision and kind."""
@@ -182,8 +252,6 @@ class Maker:
         existing = artifacts.find_derived(parent, name, kind.maker, "onnx")
         if existing is not None:
             return existing
-        what = f"exporting {name} of {source.model} to ONNX"
-        self._teller.step(what)
         target = artifacts.work_file(".onnx")
         target.mkdir()
         job = ExportJob(
@@ -195,16 +263,10 @@ class Maker:
             accuracy_level=4 if kind.accuracy_level is None else kind.accuracy_level,
             halved=kind.halved,
         )
-
-        def hear(message: Reply) -> None:
-            if isinstance(message, Advance):
-                self._teller.share(what, message.done, message.total)
-
-        ended = run_job(job, self._host, _LIMITS, hear)
-        if ended.failure is not None or ended.attempt.finished is None:
-            shutil.rmtree(target, ignore_errors=True)
-            return ended.failure or _silent("exporter")
-        notes = (*parent.quantizer_notes, *ended.attempt.finished.notes)
+        done = self._run(job, f"exporting {name} of {source.model} to ONNX")
+        if isinstance(done, Failure):
+            return done
+        notes = (*parent.quantizer_notes, *done.notes)
         exact = _manifest_in(target).same_weights
         return artifacts.adopt_derived(
             parent, name, kind.maker, target, notes, form="onnx", same_weights=exact, variant=kind.variant
@@ -222,22 +284,21 @@ class Maker:
         existing = artifacts.find_derived(source, FOREIGN, maker, "onnx")
         if existing is not None:
             return existing
-        self._teller.step(f"exporting {source.model} with optimum, which takes a while")
         target = artifacts.work_file(".onnx")
         target.mkdir()
         job = ExportJob(source=source.path, target=str(target), to="onnx", precision="fp32", exporter="optimum")
-        ended = run_job(job, self._host, _LIMITS)
-        if ended.failure is not None or ended.attempt.finished is None:
-            shutil.rmtree(target, ignore_errors=True)
-            return ended.failure or _silent("exporter")
-        return artifacts.adopt_derived(source, FOREIGN, maker, target, ended.attempt.finished.notes, form="onnx")
+        done = self._run(job, f"exporting {source.model} with optimum, which takes a while")
+        if isinstance(done, Failure):
+            return done
+        return artifacts.adopt_derived(source, FOREIGN, maker, target, done.notes, form="onnx")
 
 
-def _folder_needs(source: Artifact, precision: str) -> Failure:
+def _needs_imatrix(source: Artifact, precision: str) -> Failure:
+    path = shlex.quote(source.path)
     return Failure(
         kind="bad-artifact",
-        says=f"{source.path} is a Hugging Face folder, and this version makes no GGUF of it, which {precision} needs",
-        next_step=f"use --runtime ort with --precision {', '.join(ONNX_ONLY)}, or llama.cpp's convert_hf_to_gguf.py.",
+        says=f"{precision} of {source.model} cannot be made without an importance matrix",
+        next_step=f"edgebench export {path} --to gguf --precision {precision} --imatrix TEXT -o FILE.gguf",
         phase="prepare",
     )
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol as TypingProtocol
 
+from msgspec.structs import replace
+
 from edgebench import artifacts, derive
 from edgebench.checkpoint.gguf import identify
 from edgebench.checkpoint.hf_config import HFConfig
@@ -339,7 +341,8 @@ def _context_of(artifact: Artifact) -> tuple[int | None, Artifact]:
         return header.context_length, artifact
     if artifact.format == "onnx":
         return derive.trained_context(artifact), artifact
-    return HFConfig(Path(artifact.path)).read(artifact.model).context, artifact
+    context = HFConfig(Path(artifact.path)).read(artifact.model).context
+    return context, replace(artifact, precision=derive.folder_precision(artifact))
 
 
 def _fake_artifact(model: str, precision: str) -> Artifact:

@@ -215,7 +215,7 @@ def _check_files(plan: Plan) -> None:
     """A resumed plan needs its files where they were."""
     for trial in plan.trials:
         path = trial.artifact.path
-        if path and not Path(path).exists():
+        if path and not Path(path).exists():  # an ONNX artifact is a folder
             raise UsageError(
                 f"The artifact {trial.artifact.model} {trial.artifact.precision} is gone: {path}.",
                 "run the profile again from the start: edgebench profile",

@@ -248,6 +248,14 @@ class OnnxManifest(Spec, frozen=True, kw_only=True):
         return " ".join([*level, *(["f16"] if self.activations == "f16" else [])])
 
 
+class Calibration(Spec, frozen=True, kw_only=True):
+    """A text on which the importance of weights is measured before they are rounded."""
+
+    name: str
+    text: str
+    sha256: str
+
+
 class TrialSpec(Spec, frozen=True, kw_only=True):
     """The unit of planning: artifact x runtime x settings x workloads. Runs in its own child process."""
 

@@ -206,6 +206,51 @@ def tiny_onnx(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 2 layers and 256 channels in bfloat16, as a Hugging Face folder with a tokenizer of 320 tokens."""
+    return write_hf_folder(tmp_path_factory.mktemp("hf") / "tiny-0.1B ü")
+
+
+def write_hf_folder(folder: Path) -> Path:
+    """Rows of whole blocks of 256, so that every type of llama.cpp can hold them; trained for "512 tokens"."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder.mkdir()
+    width, rows, heads = 256, 320, 4
+    config = {
+        "model_type": "llama", "vocab_size": rows, "hidden_size": width, "intermediate_size": 512,
+        "num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": heads // 2,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    layer = {"input_layernorm": (width,), "post_attention_layernorm": (width,)}
+    layer |= {f"self_attn.{name}_proj": (size, width) for name, size in (("q", width), ("k", 128), ("v", 128))}
+    layer |= {"self_attn.o_proj": (width, width), "mlp.down_proj": (width, 512)}
+    layer |= {"mlp.gate_proj": (512, width), "mlp.up_proj": (512, width)}
+    shapes = {"model.embed_tokens": (rows, width), "model.norm": (width,)}
+    shapes |= {f"model.layers.{index}.{name}": shape for index in range(2) for name, shape in layer.items()}
+    header, data, random = {}, bytearray(), np.random.default_rng(11)
+    for name, shape in shapes.items():
+        values = (np.ones(shape) if len(shape) == 1 else random.normal(0, 0.1, shape)).astype("<f4")
+        raw = (values.view("<u4") >> 16).astype("<u2").tobytes()  # the upper half of a float32
+        offsets = [len(data), len(data) + len(raw)]
+        header[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": offsets}
+        data += raw
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    tokenizer, byte = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = byte
+    trainer = trainers.BpeTrainer(
+        vocab_size=rows, special_tokens=["<s>", "</s>"], initial_alphabet=byte.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["once upon a time the model read a text"] * 3, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
 def tiny_llama(*, architecture: str = "llama", context: int = 512, seed: int = 0) -> bytes:
     """The bytes of a GGUF that llama.cpp loads in a millisecond (layout: ggml ``docs/gguf.md``)."""
     width, layers, heads, inner, vocabulary = 64, 2, 4, 96, 128

@@ -42,7 +42,7 @@ def describe(path: Path, progress: Progress | None = None) -> Artifact:
             f"{path} cannot be read: {error.strerror or error}.", "check the path and its rights."
         ) from error
     return Artifact(
-        model=path.stem,
+        model=_name(path),
         precision=precision,
         format=form,
         path=str(path),
@@ -51,6 +51,11 @@ def describe(path: Path, progress: Progress | None = None) -> Artifact:
         origin=str(path),
         variant=variant,
     )
+
+
+def _name(path: Path) -> str:
+    """A file without its ending, a folder whole: ``Qwen2.5-0.5B`` has no ending."""
+    return path.name if path.is_dir() else path.stem
 
 
 def _kind(path: Path) -> tuple[str, str, str]:

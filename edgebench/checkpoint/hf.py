@@ -164,6 +164,12 @@ class HFWeights:
         del name
         return None
 
+    @property
+    def precision(self) -> str:
+        """Of a GGUF that rounds nothing but f64: ``bf16`` or ``f16`` where every matrix is stored so, else ``f32``."""
+        kinds = {self.type_of(name) for name in self._stored if len(self.shape(name)) > 1}
+        return kinds.pop() if len(kinds) == 1 and kinds <= {"bf16", "f16"} else "f32"
+
     def close(self) -> None:
         for file in self._files:
             file.close()

@@ -70,7 +70,7 @@ class Progress:
 
     def share(self, what: str, done: int, total: int) -> None:
         """How far a step is; only drawn on a terminal."""
-        self._show(f"{what} [{'#' * round(24 * done / max(1, total)):<24}] {done} of {total} tensors")
+        self._show(f"{what} [{'#' * round(24 * done / max(1, total)):<24}] {done} of {total}")
 
     def step(self, text: str) -> None:
         """A step that takes a moment."""

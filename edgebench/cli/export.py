@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="optimum: the slow reference, for a Hugging Face folder of any architecture; needs edgebench[optimum].",
 )
+@click.option(
+    "--imatrix",
+    metavar="TEXT",
+    help="GGUF: round the weights by their importance on this text file, some ten thousand tokens of typical use.",
+)
 @click.option("-o", "--output", metavar="PATH", help="Where to; without it, the cache's own copy is named.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="ONNX: tokens that the graph can hold.")
 @click.option(
@@ -48,14 +53,15 @@ if TYPE_CHECKING:
 def command(**options: Any) -> int:
     """Export MODEL to another format or precision, without torch.
 
-    MODEL is a card id, a GGUF file, a Hugging Face folder, or hf:owner/repo/file.gguf.
+    MODEL is a card id, a GGUF file, a Hugging Face folder (safetensors), or hf:owner/repo/file.gguf.
     """
     from rich.console import Console
 
     from edgebench.artifacts.delivery import deliver
     from edgebench.cli._progress import Progress
     from edgebench.derive import Maker, obtain_source, quantizer_version
-    from edgebench.export.precisions import check_precision, formats_of
+    from edgebench.export.imatrix import read_calibration
+    from edgebench.export.precisions import check_imatrix, check_precision, formats_of
     from edgebench.host import Host
     from edgebench.records import Failure
     from edgebench.topology import default_threads, read_topology
@@ -69,6 +75,10 @@ def command(**options: Any) -> int:
         raise UsageError(
             "optimum exports to ONNX at fp32, for any length.", "use --to onnx --precision fp32, without --context."
         )
+    calibration = None
+    if options["imatrix"] is not None:
+        check_imatrix(precision, form)
+        calibration = read_calibration(Path(options["imatrix"]).expanduser())
     target = Path(options["output"]) if options["output"] else None
     if target is not None and target.exists() and not options["force"]:
         raise UsageError(f"{target} exists already.", "give another -o, or add --force to replace it.")
@@ -77,10 +87,10 @@ def command(**options: Any) -> int:
     if options["exporter"] == "optimum":
         made = maker.reference(source)
     else:
-        made = maker.gguf(source, precision) if form == "gguf" else maker.onnx(source, precision, kind)
+        made = maker.gguf(source, precision, calibration) if form == "gguf" else maker.onnx(source, precision, kind)
     teller.clear()
     if isinstance(made, Failure):
-        raise ArtifactError(f"{options['model']} could not be exported: {made.says}.", made.next_step)
+        raise ArtifactError(f"{options['model']} could not be exported: {made.says.rstrip('.')}.", made.next_step)
     place = Path(made.path) if target is None else deliver(made, target, force=options["force"])
     _print(made, place, options)
     return 0

@@ -66,7 +66,7 @@ def _vocabulary_of(path: Path) -> Path:
     if not (path / "tokenizer.gguf").is_file():
         raise UsageError(
             f"{path} holds no tokenizer.gguf, so it can be profiled and not talked to.",
-            "export the model from a GGUF, which brings its vocabulary.",
+            "export the model again and read its notes: they say whether, and why not, its tokenizer was taken along.",
         )
     return path / "tokenizer.gguf"
 

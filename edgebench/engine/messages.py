@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from edgebench.records import Block, EngineMemory, Fact, Loaded, MemoryPhase
-from edgebench.specs import TrialSpec
+from edgebench.specs import Calibration, TrialSpec
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="say"):
@@ -46,6 +46,8 @@ class QuantizeJob(Message, frozen=True, kw_only=True, tag="quantize"):
     target: str
     precision: str
     threads: int
+    calibration: Calibration | None = None
+    """Round by the importance of the weights on this text."""
 
 
 class ExportJob(Message, frozen=True, kw_only=True, tag="export"):
@@ -55,6 +57,7 @@ class ExportJob(Message, frozen=True, kw_only=True, tag="export"):
     target: str
     """An empty folder for ``onnx``, a file for ``gguf``."""
     to: Literal["onnx", "gguf"]
+    """``gguf``: from a Hugging Face folder only."""
     precision: str
     context: int | None = None
     accuracy_level: int = 4
@@ -133,6 +136,7 @@ class Advance(Message, frozen=True, kw_only=True, tag="advance"):
 
     done: int
     total: int
+    unit: str = "tensors"
 
 
 class Piece(Message, frozen=True, kw_only=True, tag="piece"):

@@ -31,7 +31,6 @@ from edgebench.engine.messages import (
     ThreadSearchJob,
 )
 from edgebench.errors import EdgebenchError
-from edgebench.export.quantize import quantize
 from edgebench.host import Host, Unavailable
 from edgebench.records import Fact
 from edgebench.registry import load
@@ -95,7 +94,7 @@ def _do(job: Job, channel: Channel, host: Host) -> Finished:
         return Finished()
     if isinstance(job, QuantizeJob):
         channel.say(Phase(name="quantize", t_ns=host.monotonic_ns()))
-        return Finished(notes=quantize(job.source, job.target, job.precision, job.threads, channel.note))
+        return export.quantize_file(job, channel)
     if isinstance(job, ExportJob):
         return export.do(job, channel, host)
     runtime: Runtime = load("runtimes", job.trial.runtime).RUNTIME

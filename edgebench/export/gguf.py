@@ -63,7 +63,7 @@ def export(
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision of a GGUF export", precision, PRECISIONS)
-    tokenizer = read_tokenizer(checkpoint.path, checkpoint.config.vocabulary, checkpoint.hf_config.raw)
+    tokenizer = _tokenizer_of(checkpoint)
     vocabulary, unfinished = (target.with_name(f".{target.name}.{kind}") for kind in ("vocabulary", "unfinished"))
     try:
         _write_vocabulary(checkpoint, tokenizer, vocabulary)
@@ -77,6 +77,45 @@ def export(
         for left in (vocabulary, unfinished):
             left.unlink(missing_ok=True)
     return written
+
+
+class Words(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder's tokenizer as an ONNX export carries it."""
+
+    vocabulary: bytes
+    """A GGUF without tensors; empty when llama.cpp cannot tokenize as the model's own tokenizer does."""
+    first_token: int | None
+    notes: tuple[str, ...]
+
+
+def words(checkpoint: HFWeights, workplace: Path) -> Words:
+    """The verified tokenizer of a folder. One that cannot be expressed is a note: a graph computes from token ids.
+
+    Args:
+        checkpoint: the opened folder.
+        workplace: a folder for a small temporary file.
+
+    Raises:
+        MissingDependency: when gguf, tokenizers or llama-cpp-python is not installed.
+        OSError: when the workplace cannot be written.
+    """
+    first_token = None
+    path = workplace / ".vocabulary"
+    try:
+        tokenizer = _tokenizer_of(checkpoint)
+        first_token = tokenizer.ids["bos"] if tokenizer.add_bos else None
+        _write_vocabulary(checkpoint, tokenizer, path)
+        check(path, tokenizer, checkpoint.path)
+        return Words(vocabulary=path.read_bytes(), first_token=first_token, notes=tokenizer.notes)
+    except ArtifactError as error:
+        note = f"it has no tokenizer, so it can be profiled and not talked to: {error.what}"
+        return Words(vocabulary=b"", first_token=first_token, notes=(note,))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _tokenizer_of(checkpoint: HFWeights) -> Tokenizer:
+    return read_tokenizer(checkpoint.path, checkpoint.config.vocabulary, checkpoint.hf_config.raw)
 
 
 def _writer(architecture: str) -> GGUFWriter:
@@ -105,10 +144,11 @@ def model_name(name: str, tokenizer: Tokenizer) -> str:
 
 
 def _write_vocabulary(checkpoint: HFWeights, tokenizer: Tokenizer, path: Path) -> None:
-    """A GGUF without tensors: enough for llama.cpp to cut text into tokens."""
+    """A GGUF without tensors: enough for llama.cpp to cut text into tokens (it reads no other keys for that)."""
     writer = _writer(checkpoint.architecture.name)
     try:
-        add_model(writer, checkpoint, model_name(checkpoint.config.name, tokenizer))
+        writer.add_type("model")
+        writer.add_name(model_name(checkpoint.config.name, tokenizer))
         add_tokenizer(writer, tokenizer)
         writer.write_header_to_file(path)
         writer.write_kv_data_to_file()

@@ -28,7 +28,7 @@ from edgebench.engine.messages import (
     Timed,
 )
 from edgebench.records import Block, Edge, EngineMemory, Fact, Loaded, MemoryPhase
-from edgebench.specs import Artifact, Settings, TrialSpec, parse_workload
+from edgebench.specs import Artifact, Calibration, Settings, TrialSpec, parse_workload
 
 TRIAL = TrialSpec(
     artifact=Artifact(model="m", precision="q4_0", format="gguf", path="/a b/ü.gguf", bytes=1, sha256="00"),
@@ -54,7 +54,15 @@ JOBS: list[Job] = [
     MeasureJob(trial=TRIAL, round=3, budget_s=0.5),
     ThreadSearchJob(trial=TRIAL, counts=(1, 2, 4)),
     QuantizeJob(source="/a\nb", target="c", precision="q8_0", threads=2),
+    QuantizeJob(
+        source="/a",
+        target="c",
+        precision="iq2_xs",
+        threads=2,
+        calibration=Calibration(name="ü.txt", text='a\n\u2028ü"', sha256="0f"),
+    ),
     ExportJob(source="/a b", target="/c", to="onnx", precision="int4", context=10),
+    ExportJob(source="/a b", target="/c.gguf", to="gguf", precision="bf16"),
     GenerateJob(trial=TRIAL, prompt="a\nü", system="s", chat=True, max_tokens=3),
     AboutJob(runtime="llamacpp"),
 ]
@@ -75,7 +83,7 @@ REPLIES: list[Reply] = [
     ),
     Timed(block=BLOCK),
     Measured(phase=MemoryPhase(phase="load", rss_peak=None, anon=1, file=2, swap=0, pss=None)),
-    Advance(done=1, total=2),
+    Advance(done=1, total=2, unit="chunks of text"),
     Piece(text="line\nü"),
     Finished(engine_memory=EngineMemory(weights={"CPU": 1}, kv=2, compute=3, output=4), greedy=(1, 2), notes=("a\nb",)),
     Failed(kind="python-error", says="line\nline", next_step="x", detail="Traceback\n..."),
