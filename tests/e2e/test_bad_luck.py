@@ -157,11 +157,11 @@ class Prison(NamedTuple):
 
 @pytest.fixture
 def prison(tmp_path: Path) -> Iterator[Prison]:
-    """A memory control group of 160 MiB where the machine allows one, else a limit on the address space."""
+    """A memory control group of 256 MiB where the machine allows one, else a limit on the address space."""
     group = find(HOST, "memory")
     parent = group.directories[0] if group else None
     made = parent / f"edgebench-test-{os.getpid()}" if parent else None
-    limits = {"memory.limit_in_bytes": "160M", "memory.max": "160M", "memory.swap.max": "0", "memory.swappiness": "0"}
+    limits = {"memory.limit_in_bytes": "256M", "memory.max": "256M", "memory.swap.max": "0", "memory.swappiness": "0"}
     try:
         if made is None:
             raise PermissionError("no memory control group is visible")
@@ -176,7 +176,7 @@ def prison(tmp_path: Path) -> Iterator[Prison]:
     except OSError:
         usable = False
     if usable:
-        yield Prison(f"open({str(made / 'cgroup.procs')!r}, 'w').write('0')", "oom-killed", 400)
+        yield Prison(f"open({str(made / 'cgroup.procs')!r}, 'w').write('0')", "oom-killed", 700)
     else:
         yield Prison(NO_ADDRESS_SPACE, "alloc-failed", 1500)
     if made is not None and made.exists():

@@ -18,7 +18,7 @@ from edgebench.artifacts import local
 from edgebench.checkpoint.gguf import read_header
 from edgebench.checkpoint.gguf_weights import GGUFWeights
 from edgebench.checkpoint.hf import HFWeights
-from edgebench.derive import CONVERTER, Maker
+from edgebench.derive import CONVERTER, Kind, Maker
 from edgebench.engine.child import run_job
 from edgebench.host import Host
 from edgebench.records import Failure
@@ -117,14 +117,14 @@ def test_another_version_of_the_writer_does_not_reuse_its_files(maker, source, m
 
 def test_twins_hold_the_same_weights(maker, source):
     for precision in ("q4_0", "q8_0", "shipped"):
-        gguf, onnx = made(maker.gguf(source, precision)), made(maker.onnx(source, precision))
+        gguf, onnx = made(maker.gguf(source, precision)), made(maker.onnx(source, precision, Kind()))
         assert onnx.same_weights_as == gguf.sha256
         assert (Path(onnx.path) / "tokenizer.gguf").is_file()
 
 
 @pytest.mark.parametrize("precision", ["int4", "q4_0"])
 def test_an_onnx_folder_of_a_folder_has_its_tokenizer(maker, source, precision):
-    onnx = made(maker.onnx(source, precision))
+    onnx = made(maker.onnx(source, precision, Kind()))
     manifest = derive.read_manifest(onnx)
     assert isinstance(manifest, OnnxManifest)
     assert manifest.first_token == 0
@@ -157,7 +157,7 @@ def mute(maker, hf_folder, tmp_path) -> Artifact:
 
 
 def test_a_tokenizer_that_cannot_be_expressed_is_a_note_for_onnx_and_an_error_for_gguf(maker, mute):
-    onnx = made(maker.onnx(mute, "int8"))
+    onnx = made(maker.onnx(mute, "int8", Kind()))
     assert not (Path(onnx.path) / "tokenizer.gguf").exists()
     (note,) = onnx.quantizer_notes
     assert "profiled and not talked to" in note
@@ -165,7 +165,7 @@ def test_a_tokenizer_that_cannot_be_expressed_is_a_note_for_onnx_and_an_error_fo
     failure = maker.gguf(mute, "q4_0")
     assert isinstance(failure, Failure)
     assert "Lowercase" in failure.says
-    assert isinstance(maker.onnx(mute, "q4_0"), Failure)
+    assert isinstance(maker.onnx(mute, "q4_0", Kind()), Failure)
 
 
 def test_attention_that_llama_cpp_does_not_compute_does_not_cost_onnx_its_tokenizer(maker, hf_folder, tmp_path):

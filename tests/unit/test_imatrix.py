@@ -16,7 +16,7 @@ from edgebench.artifacts import local
 from edgebench.checkpoint.gguf import read_header
 from edgebench.checkpoint.gguf_weights import GGUFWeights
 from edgebench.checkpoint.hf import HFWeights
-from edgebench.derive import Maker
+from edgebench.derive import Kind, Maker
 from edgebench.errors import ArtifactError, MissingDependency, UsageError
 from edgebench.export import gguf, imatrix
 from edgebench.export.imatrix import compute, read_calibration
@@ -206,7 +206,7 @@ def test_a_precision_that_needs_a_matrix_is_made_with_one_only(maker, hf_folder,
     assert isinstance(failure, Failure)
     assert "importance matrix" in failure.says
     assert "--imatrix" in failure.next_step
-    assert isinstance(maker.onnx(source, "iq2_xs"), Failure)
+    assert isinstance(maker.onnx(source, "iq2_xs", Kind()), Failure)
     made = maker.gguf(source, "iq2_xs", calibration)
     assert isinstance(made, Artifact)
     assert maker.gguf(made, "iq2_xs") == made
