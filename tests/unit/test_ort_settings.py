@@ -16,7 +16,6 @@ import msgspec
 import pytest
 
 from edgebench.errors import ArtifactError, HostError, MissingDependency
-from edgebench.host import Host
 from edgebench.records import Loaded
 from edgebench.registry import load
 from edgebench.runtimes._ort_devices import PROVIDERS, describe_placement, devices_of, providers_of
@@ -106,7 +105,7 @@ def test_the_kv_cache_is_resident_before_the_first_call(tiny_onnx):
     with opened(tiny_onnx) as model:
         context = model.context(65536, settings())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for array in context._arrays:  # noqa: SLF001 - that writing there costs nothing is what is asked
+        for array in context._arrays:
             array.fill(1)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         pages = model.memory().kv // resource.getpagesize()
