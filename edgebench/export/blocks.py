@@ -20,7 +20,6 @@ from edgebench.checkpoint.base import Blocks
 
 BLOCK = 32
 _CHUNK_ELEMENTS = 1 << 17  # a chunk and its temporaries stay in a core's cache
-_SHRINK = (1.0, 0.93, 0.86)
 
 
 class Quantized(NamedTuple):
@@ -40,8 +39,10 @@ class Quantized(NamedTuple):
 def quantize(weights: npt.NDArray[np.float32], bits: int) -> Quantized:
     """Round a matrix to blocks of ``bits`` bits (4 or 8).
 
-    4 bits: the scale that puts the largest weight on -8 (as q4_0), that over a few smaller ones, whichever leaves the
-    least squared error, then the best scale for the chosen integers in the sense of least squares.
+    4 bits: the scale that puts the largest weight on -8 (as q4_0), then for the integers that it gives the scale of the
+    least squared error, each error weighted by the square of its weight (as llama.cpp's ``make_qx_quants``): large
+    weights carry the output. Searching for a scale of smaller unweighted error was tried, and loses more: ``int4`` of
+    SmolLM2-135M was 0.51 nat from float instead of 0.38.
     """
     rows, columns = weights.shape
     blocks = -(-columns // BLOCK)
@@ -71,17 +72,12 @@ def _round8(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDAr
 def _round4(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=-1)[..., None], axis=-1)[..., 0]
     unit = _or_zero(largest / np.float32(-8))
-    x = x * _inverse(unit)[..., None]  # within 8, so that no square overflows
-    best_q = np.zeros_like(x)
-    best_error = np.full(x.shape[:-1], np.inf, np.float32)
-    for shrink in _SHRINK:
-        q = np.clip(np.rint(x / np.float32(shrink)), -8, 7)
-        error = np.square(x - q * np.float32(shrink)).sum(axis=-1)
-        better = error < best_error
-        best_q[better], best_error[better] = q[better], error[better]
-    squares = np.square(best_q).sum(axis=-1)
-    fitted = np.divide((x * best_q).sum(axis=-1), squares, out=np.zeros_like(squares), where=squares > 0)
-    return pack4((best_q + 8).astype(np.uint8)), _or_zero(fitted * unit)
+    x = x * _inverse(unit)[..., None]  # within 8, so that no power overflows
+    q = np.clip(np.rint(x), -8, 7)
+    weighted = np.square(x) * q
+    squares = (weighted * q).sum(axis=-1)
+    fitted = np.divide((weighted * x).sum(axis=-1), squares, out=np.zeros_like(squares), where=squares > 0)
+    return pack4((q + 8).astype(np.uint8)), _or_zero(fitted * unit)
 
 
 def _or_zero(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
