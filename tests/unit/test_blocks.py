@@ -101,3 +101,54 @@ def test_four_bits_keep_large_weights_better_than_llama_cpps_q4_0():
     ours = dequantize(quantize(weights, 4))
     assert np.square(ours - weights).sum() < np.square(theirs - weights).sum()
     assert (weights**2 * np.square(ours - weights)).sum() < 0.95 * (weights**2 * np.square(theirs - weights)).sum()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 31), (2, 33), (1, 4096), (5000, 33), (7, 96)])
+def test_any_shape_is_padded_to_whole_blocks_and_comes_back(bits, rows, columns):
+    weights = np.random.default_rng(3).normal(0, 1, (rows, columns)).astype(np.float32)
+    rounded = quantize(weights, bits)
+    blocks = -(-columns // BLOCK)
+    assert rounded.data.shape == (rounded.rows, blocks, BLOCK * bits // 8) == (rows, blocks, BLOCK * bits // 8)
+    assert rounded.scales.shape == (rows, blocks)
+    assert dequantize(rounded).shape == (rows, columns)
+    assert (errors(weights, bits) <= worst_error(weights, bits)).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_block_of_zeros_stays_zero(bits):
+    weights = np.zeros((2, 64), np.float32)
+    weights[0, 40] = 3.0
+    values = dequantize(quantize(weights, bits))
+    assert not values[1].any()
+    assert not values[0, :32].any()
+    assert values[0, 40] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_that_are_representable_come_back_exactly(bits):
+    middle = 1 << (bits - 1)
+    q = np.arange(1 - middle, middle)[: 2 * BLOCK - 1]
+    weights = np.resize(np.append(q, 1 - middle if bits == 8 else -middle), (1, 8 * BLOCK)).astype(np.float32) / 4
+    if bits == 8:
+        weights[:, ::BLOCK] = -127 / 4  # each block spans the range
+    assert np.array_equal(dequantize(quantize(weights, bits)), weights)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("what", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_spoils_its_own_block_only(bits, what):
+    weights = np.ones((1, 96), np.float32)
+    weights[0, 33] = what
+    rounded = quantize(weights, bits)
+    with np.errstate(invalid="ignore"):
+        values = dequantize(rounded)
+    assert np.allclose(values[:, :32], 1)
+    assert not np.isfinite(values[:, 32:64]).all(), "it is not hidden"
+    assert np.allclose(values[:, 64:], 1)
+
+
+@given(arrays.arrays(np.uint8, (3, 32), elements=st.integers(0, 15)))
+def test_packing_two_in_a_byte_can_be_undone(q):
+    assert np.array_equal(unpack4(pack4(q)), q)
+    assert pack4(q)[0, 0] == q[0, 0] + 16 * q[0, 1], "the first element is the low half"
