@@ -66,7 +66,9 @@ class BatterySensor:
         told = [_properties(self._host, battery) for battery in self._batteries]
         online = self._ac_online()
         values = [_discharging(told, online), *([online] if self._chargers else [])]
-        alone = all(properties.get("STATUS") == "Discharging" for properties in told) and online != 1.0
+        alone = all(properties.get("STATUS") == "Discharging" for properties in told) and online == (
+            0.0 if self._chargers else None
+        )
         if self._has_power:
             values.append(_plausible(_sum([_power_w(properties) for properties in told])) if alone else None)
         if self._has_energy:
@@ -83,8 +85,8 @@ class BatterySensor:
 class _Drawn:
     """Joules taken from all batteries since the first reading, added up from step to step.
 
-    A charge becomes energy by the voltage in the middle of the step. After a reading without a value the count goes on
-    from where it was: what was drawn meanwhile is unknown, and the missing value says so.
+    A charge becomes energy by the voltage in the middle of the step. After a reading without a value the count starts
+    again at 0: what was drawn meanwhile is unknown, and a counter that falls says so.
     """
 
     def __init__(self) -> None:
@@ -95,7 +97,7 @@ class _Drawn:
         """The count now, or None when a battery does not tell, or holds more than before."""
         now = [level for properties in told if (level := _level(properties)) is not None]
         if not told or len(now) != len(told):
-            self._before = None
+            self._before, self._joules = None, 0.0
             return None
         before, self._before = self._before, now
         if before is not None:
@@ -104,6 +106,7 @@ class _Drawn:
                 for (old, old_factor), (new, new_factor) in zip(before, now, strict=True)
             ]
             if min(steps) < 0:
+                self._joules = 0.0
                 return None
             self._joules += sum(steps)
         return self._joules

@@ -17,7 +17,7 @@ import msgspec
 from edgebench.host import Host
 from edgebench.kerneltext import channel_part, natural, read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile, Rail
+from edgebench.specs import DeviceProfile, Rail, Scope
 
 Reader = Callable[[], float | None]
 Source = tuple[float, Channel, Reader]
@@ -61,11 +61,9 @@ def _chip(host: Host, chip: Path, name: str) -> Iterator[Source]:
     elif name == "amdgpu":
         # Only processors with graphics have a northbridge voltage (kernel documentation, gpu/amdgpu/thermal).
         integrated = host.try_read(chip / "in1_label") == "vddnb"
-        file = next((chip / f for f in ("power1_average", "power1_input") if (chip / f).exists()), None)
-        if file is not None:
-            scope = "cpu_package" if integrated else "gpu_board"
-            channel = Channel(name="ppt", unit="W", kind="gauge", scope=scope)
-            yield 0.1, channel, _scaled(host, file, 1e-6)
+        scope: Scope = "cpu_package" if integrated else "gpu_board"
+        for power in [chip / file for file in ("power1_average", "power1_input") if (chip / file).exists()][:1]:
+            yield 0.1, Channel(name="ppt", unit="W", kind="gauge", scope=scope), _scaled(host, power, 1e-6)
 
 
 def _declared(host: Host, chip: Path, rails: Sequence[Rail]) -> Iterator[Source]:

@@ -139,7 +139,8 @@ class PmicSensor:
 def detect(host: Host, profile: DeviceProfile | None) -> PmicSensor | None:
     """The sensor where the firmware names at least one rail, asked by mailbox or else by the tool."""
     calibration = profile.power.calibration if profile is not None and profile.power is not None else None
-    for ask in (*([Mailbox(host)] if host.is_live else []), _tool(host)):
+    ways: list[Ask] = [Mailbox(host)] if host.is_live else []
+    for ask in (*ways, _tool(host)):
         rails = parse_rails(ask() or "")
         if rails:
             return PmicSensor(ask, list(rails), calibration)
@@ -155,5 +156,5 @@ def absent(host: Host) -> tuple[str, str]:
         return "a Raspberry Pi before the 5 has no power sensor", "use a USB-C or wall meter."
     return (
         "the firmware does not answer",
-        "sudo apt install raspi-utils && sudo usermod -aG video $USER, then log in anew.",
+        "sudo apt install raspi-utils; sudo usermod -aG video $USER; log in anew.",
     )

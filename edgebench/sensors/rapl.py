@@ -184,8 +184,11 @@ def unreadable(host: Host) -> tuple[str, str]:
     """Why zones that were found give no value, and the exact remedy with its price."""
     return (
         "energy_uj is for root alone since CVE-2020-8694, and perf's counters are closed as well",
-        "a group of its own (anyone in it can watch what other programs do, through their energy): sudo groupadd rapl && "
-        'sudo usermod -aG rapl $USER, then a udev rule: SUBSYSTEM=="powercap", ACTION=="add", '
-        "RUN+=\"/bin/sh -c 'cd %S%p; chgrp rapl energy_uj; chmod g+r energy_uj'\"; log in anew. "
-        "Or, until the next boot: sudo sysctl kernel.perf_event_paranoid=0",
+        (
+            "give the counters to a group of their own (its members can watch other programs through their energy): "
+            "sudo groupadd rapl; sudo usermod -aG rapl $USER; a udev rule with "
+            'SUBSYSTEM=="powercap", ACTION=="add", '
+            "RUN+=\"/bin/sh -c 'cd %S%p; chgrp rapl energy_uj; chmod g+r energy_uj'\"; then reboot. "
+            "Or until the next boot, with the same price: sudo sysctl kernel.perf_event_paranoid=0"
+        ),
     )
