@@ -1,14 +1,14 @@
 """Which channels are *the* energy of a run, and why the others are not.
 
 Sources that cover different things are never added and never ranked together. One source is chosen, the best that this
-machine can read: a meter at the wall or at the DC input sees everything; a board's own total rail nearly everything; the
-platform counter of a laptop is next, where it is believable; then the processor with its memory, the processor alone,
-and last the battery, which is slow. Where the model ran on a GPU, the processor's counters miss what matters and the GPU's
-board is taken; where it ran on the CPU, the GPU's board is not.
+machine can read: a meter at the wall or at the DC input sees everything; a board's own total rail nearly everything;
+the platform counter of a laptop is next, where it is believable; then the processor with its memory, the processor
+alone, and last the battery, which is slow. Where the model ran on a GPU, the processor's counters miss what matters
+and the GPU's board is taken; where it ran on the CPU, the GPU's board is not.
 
 Within a source everything of one scope is added (two processors, three rails), except what is part of another channel
-(``part_of``), and except meters and batteries, of which one is taken. ``dram`` adds to the processors. A sum of which one
-summand is unreadable would be too low, so there is none.
+(``part_of``), and except meters and batteries, of which one is taken. ``dram`` adds to the processors. A sum of which
+one summand is unreadable would be too low, so there is none.
 """
 
 from __future__ import annotations
@@ -143,10 +143,8 @@ def _parts(power: Iterable[Channel], readable: Collection[str]) -> tuple[OtherSo
         scope = channel.scope or "estimate"
         if channel.part_of or scope == "component":
             why = f"is part of {channel.part_of}" if channel.part_of else "covers one part only"
-            known = channel.name in readable
-            found.append(
-                OtherSource(channels=(channel.name,), scope=scope, method=channel.kind, readable=known, why=why)
-            )
+            known, names = channel.name in readable, (channel.name,)
+            found.append(OtherSource(channels=names, scope=scope, method=channel.kind, readable=known, why=why))
     return tuple(found)
 
 
@@ -154,24 +152,28 @@ def _doubt(
     source: _Source, sources: Sequence[_Source], watts: Mapping[str, float], *, on_gpu: bool, laptop: bool
 ) -> str:
     """Why a source cannot be the energy of this run; empty when it can."""
-    if source.scope == "estimate":
-        return "is an estimate and no measurement"
-    if not source.readable:
-        return "gives no value" if len(source.channels) == 1 else "is a sum of which a part gives no value"
-    if on_gpu and source.scope not in _ORDER_GPU:
-        return f"covers {source.covers}, and the model ran on a GPU"
-    if not on_gpu and source.scope == "gpu_board":
-        return "covers the GPU's board only, and the model ran on the CPU"
     mean = _mean(source, watts)
-    if mean is not None and mean <= 0:
-        return "did not move while the machine ran"
-    if source.scope == "psys":
-        if not laptop:
-            return "is the platform's counter, which is wired up on laptops only"
-        for package in sources:
-            inside = _mean(package, watts) if package.scope == "cpu_package" else None
-            if mean is not None and inside is not None and mean < inside:
-                return f"says {mean:.1f} W where the processor inside it takes {inside:.1f} W"
+    reasons = {
+        "is an estimate and no measurement": source.scope == "estimate",
+        "gives no value": not source.readable and len(source.channels) == 1,
+        "is a sum of which a part gives no value": not source.readable,
+        f"covers {source.covers}, and the model ran on a GPU": on_gpu and source.scope not in _ORDER_GPU,
+        "covers the GPU's board only, and the model ran on the CPU": not on_gpu and source.scope == "gpu_board",
+        "did not move while the machine ran": mean is not None and mean <= 0,
+        "is the platform's counter, which is wired up on laptops only": source.scope == "psys" and not laptop,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            return reason
+    return _doubt_of_platform(mean, sources, watts) if source.scope == "psys" else ""
+
+
+def _doubt_of_platform(mean: float | None, sources: Sequence[_Source], watts: Mapping[str, float]) -> str:
+    """Why the platform's counter is not believed: some machines count something else in it."""
+    for package in sources:
+        inside = _mean(package, watts) if package.scope == "cpu_package" else None
+        if mean is not None and inside is not None and mean < inside:
+            return f"says {mean:.1f} W where the processor inside it takes {inside:.1f} W"
     return ""
 
 
@@ -185,7 +187,7 @@ def _rank(source: _Source, *, on_gpu: bool) -> tuple[int, int, int, str]:
     battery = source.sensor == "battery"
     order = _ORDER_GPU if on_gpu else _ORDER_CPU
     prefers_counter = (source.method == "counter") != battery
-    own = {"meter": 0, "hwmon": 1}.get(source.sensor, 2)
+    own = {"meter": 0, "nvml": 0, "hwmon": 1}.get(source.sensor, 2)
     return (len(order) if battery else order.index(source.scope)), own, not prefers_counter, source.channels[0]
 
 

@@ -1,13 +1,14 @@
 """Whether the machine runs on its battery, and what it takes from it: W, and J drawn.
 
-A battery that says ``Discharging`` feeds the machine even with a charger plugged in (a charger that is too weak). Where
-the status is ``Unknown``, the charger decides. Batteries of mice and headsets (scope ``Device``) are left out.
+A battery that says ``Discharging`` feeds the machine even with a charger plugged in (a charger that is too weak).
+Where the status is ``Unknown``, the charger decides. Batteries of mice and headsets (scope ``Device``) are left out.
 
 Power and energy cover the whole machine, screen included, and exist only while *every* battery is discharging and no
 charger is online; at any other time they are missing values. Firmware reports power, or current and voltage; and the
 energy left, or the charge left (kernel documentation, power/power_supply_class: uW, uA, uV, uWh, uAh). One reading of
-``uevent`` gives a set that belongs together. It is renewed every 1 to 60 s, depending on the firmware, and energy comes in
-steps of typically 10 mWh (36 J), so a battery is a source for minutes. Some drivers count a discharge as negative.
+``uevent`` gives a set that belongs together. It is renewed every 1 to 60 s, depending on the firmware, and energy
+comes in steps of typically 10 mWh (36 J), so a battery is a source for minutes. Some drivers count a discharge as
+negative.
 
 Firmware lies: a current of 0 while discharging, 0.4 W for a running laptop. Outside 0.5 to 500 W there is no value.
 """

@@ -1,10 +1,10 @@
 """Power meters that the kernel shows as hwmon chips, and that are known: in W, or in J where they count energy.
 
 A hwmon chip may measure anything, so only chips on a list are read, each with what it covers (kernel documentation,
-hwmon/): the ACPI power meter (the machine's supply), Corsair's power supplies, the USB-C meter POWER-Z KM003C (voltage and
-current of what is plugged through it), AMD's GPU driver (a card; of a processor with graphics the whole processor, which
-RAPL counts as well), and rails that the device profile names by their label. hwmon numbers change between boots; chips
-are found by name.
+hwmon/): the ACPI power meter (the machine's supply), Corsair's power supplies, the USB-C meter POWER-Z KM003C (voltage
+and current of what is plugged through it), AMD's GPU driver (a card; of a processor with graphics the whole processor,
+which RAPL counts as well), and rails that the device profile names by their label. hwmon numbers change between boots;
+chips are found by name.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """NVIDIA GPUs: energy counter (J), power (W), why clocks are low, temperature, memory.
 
 The counter (mJ since the driver was loaded, Volta and newer) is renewed about every 0.1 s. NVML's ordinary power
-reading is a mean over 1 s on Ampere and newer (NVML documentation, nvmlDeviceGetPowerUsage), so the instantaneous field
-is preferred, and the channels have different names. Counter and power are both recorded because they can disagree, and
-on some GPUs the power sensor looks only a quarter of the time (arXiv 2312.02741). Both cover the board: die, memory,
-regulators; the rest of the computer is not in them.
+reading is a mean over 1 s on Ampere and newer (NVML documentation, nvmlDeviceGetPowerUsage), so the instantaneous
+field is preferred, and the channels have different names. Counter and power are both recorded because they can
+disagree, and on some GPUs the power sensor looks only a quarter of the time (arXiv 2312.02741). Both cover the board:
+die, memory, regulators; the rest of the computer is not in them.
 
-A question that the GPU refuses when the sensor is found is no channel. Asked too fast the library answers 0: a GPU that
-runs never draws 0 W, so 0 is a missing value.
+A question that the GPU refuses when the sensor is found is no channel. Asked too fast the library answers 0: a GPU
+that runs never draws 0 W, so 0 is a missing value.
 
-Below a captured tree the recorded answers of ``commands/nvml`` are used: a JSON list with one object per GPU, whose keys
-are the questions below.
+Below a captured tree the recorded answers of ``commands/nvml`` are used: a JSON list with one object per GPU, whose
+keys are the questions below.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Supply rails of a Raspberry Pi 5 (also 500 and Compute Module 5) in W, measured by its power management chip.
 
 The firmware answers ``pmic_read_adc`` with one line per current and per voltage; the two of a rail belong together by
-name (``VDD_CORE_A``, ``VDD_CORE_V``), not by number. ``EXT5V_V`` and ``BATT_V`` are voltages without a current. One answer
-takes some 23 ms inside the firmware, so it is asked 5 times a second, through the kernel's mailbox device where that
-opens (no process to start) and else by the tool ``vcgencmd``.
+name (``VDD_CORE_A``, ``VDD_CORE_V``), not by number. ``EXT5V_V`` and ``BATT_V`` are voltages without a current. One
+answer takes some 23 ms inside the firmware, so it is asked 5 times a second, through the kernel's mailbox device where
+that opens (no process to start) and else by the tool ``vcgencmd``.
 
-The sum of the rails is neither what the supply delivers (USB ports, fan, HATs and the converters' losses are missing: a
-community fit says ``input = 1.1451 * sum + 0.5879`` W, so the sum is 10-25 % low) nor what the processor takes. It is
-reported as ``board_rails``. With a calibration in the device profile the input power is a channel of its own. The memory's
-rails read exactly 0 at idle (the converter's smallest step), so a rail may be 0 W; the sum may not.
+The sum of the rails is neither what the supply delivers (USB ports, fan, HATs and the converters' losses are missing:
+a community fit says ``input = 1.1451 * sum + 0.5879`` W, so the sum is 10-25 % low) nor what the processor takes. It
+is reported as ``board_rails``. With a calibration in the device profile the input power is a channel of its own. The
+memory's rails read exactly 0 at idle (the converter's smallest step), so a rail may be 0 W; the sum may not.
 """
 
 from __future__ import annotations
