@@ -1,4 +1,4 @@
-"""On every captured machine: the right channels of power and energy, the right primary source, and no surprise failures."""
+"""On every captured machine: the right channels of power and energy, the right primary source, and never an exception."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MACHINES = {
         "counter",
     ),
 }
-DAMAGE = ["", "N/A", "nan", "-5000", "9" * 5000, "\0", "1.5e400", "error=1 error_msg=\"Command not registered\""]
+DAMAGE = ["", "N/A", "nan", "-5000", "9" * 5000, "\0", "1.5e400", 'error=1 error_msg="Command not registered"']
 LABELS = ("name", "label", "type", "model", "_name_0", "_name_1", "_name_2", "cpumask", "scale", "unit", "machine")
 
 
@@ -145,7 +145,9 @@ def test_power_is_positive_and_counters_say_where_they_wrap(name, tmp_path):
             assert channel.wrap
 
 
-@pytest.mark.parametrize("reason", ["permission denied", "does not exist here", "has no data now", "is switched off now"])
+@pytest.mark.parametrize(
+    "reason", ["permission denied", "does not exist here", "has no data now", "is switched off now"]
+)
 @pytest.mark.parametrize("name", MACHINES)
 def test_values_that_cannot_be_read_are_missing_and_there_is_no_source(name, reason, tmp_path):
     written(tmp_path, TREES[name])

@@ -60,7 +60,7 @@ def test_a_raspberry_pi_5_as_text(tmp_path, monkeypatch):
         "fix: echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor\n",
         "under-voltage since boot, throttled since boot",
         "zram",
-        "PMIC rails",
+        "board, 3V7_WL_SW, 3V3_SYS",
     ):
         assert expected in shown.stdout, expected
     assert str(tmp_path) not in shown.stdout  # fixes are for the board itself
