@@ -15,24 +15,14 @@ from typing import Literal
 
 import msgspec
 
+from edgebench import specs
 from edgebench.specs import TrialSpec
 
 SCHEMA = 1
 
 Outcome = Literal["ok", "oom", "killed", "timeout", "failed"]
 Origin = Literal["measured", "modelled", "declared", "imported"]
-Scope = Literal[
-    "wall_ac",
-    "dc_input",
-    "module",
-    "board_rails",
-    "psys",
-    "cpu_package",
-    "cpu_package+dram",
-    "soc_compute",
-    "gpu_board",
-    "estimate",
-]
+Scope = specs.Scope
 FindingKind = Literal[
     "contention",
     "frequency_drift",
