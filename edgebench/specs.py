@@ -100,9 +100,10 @@ Scope = Literal[
     "cpu_package+dram",
     "soc_compute",
     "gpu_board",
+    "component",
     "estimate",
 ]
-"""What a figure of power or energy takes in; results of different scope are never ranked together."""
+"""What a figure of power or energy covers. ``component``: one rail or block, never the figure of a device."""
 
 
 class Match(Spec, frozen=True, kw_only=True):
@@ -164,20 +165,26 @@ class PowerDraw(Spec, frozen=True, kw_only=True):
 
 
 class Rail(Spec, frozen=True, kw_only=True):
-    """A power rail that a sensor of the device measures, by the label that the driver gives it."""
+    """One measured supply rail of a board."""
 
     label: str
+    """As the kernel spells it: ``VDD_IN``."""
     scope: Scope
+    """What the rail covers, or, of a rail that is summed, what the sum of all of them covers."""
     total: bool = False
-    """Whether it belongs to the total. One such rail contains the others; several are disjoint and are summed."""
+    """Whether it belongs to the sum that is the board's figure. A rail that others contain does not."""
 
 
 class PowerHints(Spec, frozen=True, kw_only=True):
-    """What a power sensor must know about the device to read its rails without counting anything twice."""
+    """What is known about the power of a device: ``[power]`` in its profile."""
 
     rails: tuple[Rail, ...] = ()
     calibration: tuple[float, float] | None = None
-    """``(a, b)``: input power = a * sum of the rails + b, W, fitted with a meter."""
+    """``(a, b)``: input power is ``a * sum of the measured rails + b`` W, fitted with a meter at the input."""
+    calibration_source: str = ""
+    """Which board and which meter the fit was made with."""
+    meter: str = ""
+    """What to measure with where the board cannot do it itself."""
 
 
 class DeviceProfile(Spec, frozen=True, kw_only=True):
