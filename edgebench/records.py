@@ -100,6 +100,12 @@ class Channel(Record, frozen=True, kw_only=True):
     origin: Origin = "measured"
     scope: Scope | None = None
     """Only for power and energy."""
+    part_of: str = ""
+    """Power and energy: the channel, or the rails, that count this one already; it is never added to a sum."""
+    wrap: float | None = None
+    """Counters: the value, in the channel's unit, at which it starts from 0 again; None: never, or not known."""
+    update_s: float | None = None
+    """How often the hardware renews the value, where that is documented; reading faster tells nothing new."""
 
 
 class Series(Record, frozen=True, kw_only=True):
