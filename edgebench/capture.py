@@ -23,7 +23,8 @@ from edgebench import devices, provenance, registry
 from edgebench.doctor.noise import examine_noise
 from edgebench.errors import UsageError
 from edgebench.host import REFUSED, CommandResult, Host, Unavailable
-from edgebench.sensors.nvml import Library, recording
+from edgebench.sensors._nvml_library import Library
+from edgebench.sensors.nvml import recording
 from edgebench.specs import DeviceProfile
 from edgebench.topology import Topology, read_topology
 
@@ -203,11 +204,15 @@ def _ask_everything(host: RecordingHost, topology: Topology, profile: DeviceProf
         for path in host.glob(host.sys(base), pattern):
             host.try_read(path)
     for argv in _COMMANDS:
-        try:
-            host.run(argv)
-        except Unavailable:
-            continue  # not a program of this kind of machine
+        _run_if_there(host, argv)
     _ask_nvml(host)
+
+
+def _run_if_there(host: RecordingHost, argv: Sequence[str]) -> None:
+    try:
+        host.run(argv)
+    except Unavailable:
+        return  # not a program of this kind of machine
 
 
 def _ask_nvml(host: RecordingHost) -> None:
@@ -223,7 +228,7 @@ def _ask_nvml(host: RecordingHost) -> None:
 # --- without names and numbers ----------------------------------------------------------------------------------------
 
 _SERIAL = re.compile(
-    r"^(?P<key>[^\n:=]*\b?(?:serial|uuid|asset[ _]tag|machine[ _-]?id)[^\n:=]*[:=][ \t]*)(?P<value>[^\n]*\S)[ \t]*$",
+    r"^(?P<key>[^\n:=]*(?:serial|uuid|asset[ _]tag|machine[ _-]?id)[^\n:=]*[:=][ \t]*)(?P<value>[^\n]*\S)[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
@@ -235,6 +240,8 @@ _MODELS = re.compile(
     r"/(name|type|[a-z0-9]+_label|rail_name_\d+)$|^commands/(nvidia-smi|sysctl)|^proc/cpuinfo$|^machine$"
 )
 """Files whose text is the name of a model: a host called ``raspberrypi`` must not change ``raspberrypi,5-model-b``."""
+_NUMBERS = re.compile(r"^proc/(stat|vmstat|meminfo|loadavg|pressure/.*|\d+/stat)$")
+"""Files of fixed words and numbers: a host called ``cpu`` must not change them."""
 _SECRET_FILE = re.compile(r"(serial|uuid|asset_tag|machine-id|hostname|/address)$", re.IGNORECASE)
 
 
@@ -255,17 +262,18 @@ class Scrubber:
         self._seen: dict[str, str] = {}
 
     def path(self, name: str) -> str:
-        """A path below the root. Only names below a home folder are taken for names of users here."""
-        return self._numbers(name)
+        """A path below the root; names are looked for in control groups alone, where users and programs choose them."""
+        name = self._numbers(name)
+        return self._names_out(name) if "/fs/cgroup/" in name else name
 
     def text(self, path: str, text: str) -> str:
         """The text of a file or command. In names of models only numbers are looked for, no names."""
         if _SECRET_FILE.search(path):
             return re.sub(r"[0-9A-Za-z]", "0", text)
         text = self._numbers(_SERIAL.sub(lambda match: match["key"] + re.sub(r"\w", "0", match["value"]), text))
-        if _MODELS.search(path):
-            return text
-        text = _HOME.sub("user", text)
+        return text if _MODELS.search(path) or _NUMBERS.search(path) else self._names_out(_HOME.sub("name", text))
+
+    def _names_out(self, text: str) -> str:
         return self._names.sub("name", text) if self._names is not None else text
 
     def _numbers(self, text: str) -> str:
