@@ -17,6 +17,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgebench import devices, provenance, registry
@@ -74,25 +75,13 @@ class RecordingHost(Host):
 
     def read(self, path: Path) -> str:
         """Read as `Host` does, and remember the text, or that it was refused."""
-        text = super().read(path)
-        self._remember(path)
-        return text
-
-    def try_read(self, path: Path) -> str | None:
-        """Read as `Host` does, and remember a refusal."""
         try:
-            return self.read(path)
-        except Unavailable as error:
-            self._remember_refusal(path, error.reason)
-            return None
-
-    def read_int(self, path: Path) -> int:
-        """Read as `Host` does, and remember a refusal."""
-        try:
-            return super().read_int(path)
+            text = super().read(path)
         except Unavailable as error:
             self._remember_refusal(path, error.reason)
             raise
+        self._remember(path, text)
+        return text
 
     def glob(self, base: Path, pattern: str) -> list[Path]:
         """Search as `Host` does, and remember the folders that were found."""
@@ -104,7 +93,7 @@ class RecordingHost(Host):
         """Run as `Host` does, and remember the output of a program that succeeded."""
         done = super().run(argv, timeout_s)
         if done.status == 0:
-            self.files["commands/" + " ".join(argv).replace("/", "_")] = done.stdout
+            self.files.setdefault("commands/" + " ".join(argv).replace("/", "_"), done.stdout)
         return done
 
     def _below(self, path: Path) -> str:
@@ -113,11 +102,15 @@ class RecordingHost(Host):
         except ValueError:
             return ""
 
-    def _remember(self, path: Path) -> None:
+    def _remember(self, path: Path, text: str) -> None:
         """Keep the text as it is, trailing zeros and newlines included: parsers must meet them again."""
         name = self._below(path)
-        if name and name not in self.files:
+        if not name or name in self.files:
+            return
+        try:
             self.files[name] = path.read_bytes()[:_MOST_BYTES].decode("utf-8", "replace")
+        except OSError:  # gone between two readings
+            self.files[name] = text
 
     def _remember_refusal(self, path: Path, reason: str) -> None:
         name = self._below(path)
@@ -130,8 +123,18 @@ class RecordingHost(Host):
             self.refused[name] = errno.errorcode[known[reason]]
 
 
-def capture(host: RecordingHost, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Everything that edgebench reads of a machine, without what identifies it or its owner: text by path.
+@dataclass(frozen=True)
+class Captured:
+    """A tree for `Host`."""
+
+    files: dict[str, str]
+    """Text by path below the root."""
+    folders: tuple[str, ...]
+    """Folders that were found, empty ones too."""
+
+
+def capture(host: RecordingHost, names: Iterable[str] | None = None) -> Captured:
+    """Everything that edgebench reads of a machine, without what identifies it or its owner.
 
     Args:
         host: the machine, or a captured tree.
@@ -153,10 +156,11 @@ def capture(host: RecordingHost, names: Iterable[str] | None = None) -> dict[str
         files[name] = ""
     if host.refused:
         files[REFUSED] = "".join(f"{error} {scrub.path(name)}\n" for name, error in sorted(host.refused.items()))
-    return {scrub.path(name): scrub.text(name, text) for name, text in sorted(files.items())}
+    scrubbed = {scrub.path(name): scrub.text(name, text) for name, text in sorted(files.items())}
+    return Captured(scrubbed, tuple(sorted(map(scrub.path, host.folders))))
 
 
-def write(files: dict[str, str], folder: Path, empty: Iterable[str] = ()) -> Path:
+def write(captured: Captured, folder: Path) -> Path:
     """Write a captured tree as a folder, and beside it as one JSON document; returns the document.
 
     Raises:
@@ -167,13 +171,13 @@ def write(files: dict[str, str], folder: Path, empty: Iterable[str] = ()) -> Pat
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UsageError(f"{path} is there already.", "choose a new folder, or remove it.")
     try:
-        for name, text in files.items():
+        for name, text in captured.files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode())
-        for name in empty:
+        for name in captured.folders:
             (folder / name).mkdir(parents=True, exist_ok=True)
-        document.write_text(json.dumps(files, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        document.write_text(json.dumps(captured.files, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}.", "choose another folder.") from error
     return document
@@ -232,7 +236,7 @@ _SERIAL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
-_MAC = re.compile(r"(?<![0-9a-f:-])[0-9a-f]{2}(?:([:-])[0-9a-f]{2})(?:\1[0-9a-f]{2}){4}(?![0-9a-f:-])", re.IGNORECASE)
+_MAC = re.compile(r"(?<![0-9a-f])[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}(?![0-9a-f])", re.IGNORECASE)
 _HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{32,128}(?![0-9a-f])", re.IGNORECASE)
 _HOME = re.compile(r"(?<=/home/)[^/\s]+|(?<=/Users/)[^/\s]+")
 _MODELS = re.compile(

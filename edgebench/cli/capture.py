@@ -25,15 +25,16 @@ def command(folder: Path, as_json: bool, root: Path) -> None:
     """
     from edgebench.capture import RecordingHost, capture, write
 
-    host = RecordingHost(root)
-    files = capture(host)
-    document = write(files, folder, empty=host.folders)
+    captured = capture(RecordingHost(root))
+    document = write(captured, folder)
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode({"folder": str(folder), "document": str(document), "files": list(files)}))
+        click.echo(
+            msgspec.json.encode({"folder": str(folder), "document": str(document), "files": list(captured.files)})
+        )
         return
-    click.echo(f"{len(files)} files in {folder}, the same in {document}.")
+    click.echo(f"{len(captured.files)} files in {folder}, the same in {document}.")
     click.echo(f"See what it tells: edgebench doctor --root {folder}")
     click.echo(
         "Look through it before you send it: numbers and names were replaced, but only you know what is private."
