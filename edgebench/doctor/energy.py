@@ -48,12 +48,19 @@ def _others(others: Sequence[OtherSource]) -> Iterator[Check]:
         if other.scope == "component":
             parts.setdefault((other.why, other.readable), []).extend(other.channels)
             continue
-        says = f"{other.scope}, {other.method}: {other.why}"
-        name = "+".join(other.channels)
-        if not other.readable:
-            says += f"; see {name.partition('.')[0]} above"
+        alone = len(other.channels) == 1
+        sensor = other.channels[0].partition(".")[0]
+        says = f"{'' if alone else _listed(other.channels) + ': '}{other.scope}, {other.method}: {other.why}"
+        says += "" if other.readable else f"; see {sensor} above"
+        name = other.channels[0] if alone else f"{sensor} {other.scope}"
         yield Check(name=name, state="ok" if other.readable else "missing", says=says)
-    for (why, readable), names in parts.items():
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        says = f"{why}{'' if readable else ', and gives no value now'}: a part, never added to a total"
-        yield Check(name=", ".join(names[:_SHOWN]) + more, state="ok" if readable else "missing", says=says)
+    for number, ((why, readable), names) in enumerate(parts.items(), 1):
+        silent = "" if readable else "; gives no value now"
+        name = "parts" if number == 1 else f"parts {number}"
+        says = f"{_listed(names)}: never added, each {why}{silent}"
+        yield Check(name=name, state="ok" if readable else "missing", says=says)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
