@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgebench.analysis.energy import (
+from edgebench.analysis.energy import Measured, named
+from edgebench.analysis.energy_source import EnergySource
+from edgebench.analysis.energy_windows import (
     EDGE_LIMIT,
     STEADY_S,
     Baseline,
     K,
-    Measured,
     Reading,
-    named,
     net_of,
     phase_windows,
-    scope_words,
     too_short,
 )
-from edgebench.analysis.energy_source import EnergySource
 from edgebench.records import Finding, Run, Scope, Severity
 from edgebench.units import format_percent, format_rate, format_seconds
 
@@ -66,7 +64,9 @@ def _gap(measured: Measured) -> Finding | None:
     if not lost and not holed:
         return None
     longest = max(reading.hole_s for reading in [*lost, *holed])
-    what = f"{named(measured.source)} was not read for {format_seconds(longest)} while {_names([*lost, *holed])} was timed"
+    what = (
+        f"{named(measured.source)} was not read for {format_seconds(longest)} while {_names([*lost, *holed])} was timed"
+    )
     return Finding(
         kind="gap",
         severity="suspect",
@@ -86,7 +86,7 @@ def _short(measured: Measured) -> Finding | None:
     severity: Severity = "suspect" if coarse else "note"
     says = f"{_names(short)} lasted {format_seconds(seconds)}"
     if coarse:
-        says += f", {format_rate(seconds / update_s)} updates of {named(measured.source)} (every {format_seconds(update_s)})"
+        says += f", {format_rate(seconds / update_s)} updates of {named(measured.source)}"
     return Finding(
         kind="short_window",
         severity=severity,
@@ -169,10 +169,16 @@ def _conflict(mine: EnergySource, a: Reading, other: EnergySource, b: Reading) -
     Two of one scope must agree within 5 % and within what their readings leave open. Of two scopes the inner must not
     take more than the outer.
     """
-    allowed = max(DISAGREE_LIMIT * max(a.joules, b.joules), K * math.hypot(a.u_j, b.u_j) if mine.scope != other.scope else 0)
+    allowed = max(
+        DISAGREE_LIMIT * max(a.joules, b.joules), K * math.hypot(a.u_j, b.u_j) if mine.scope != other.scope else 0
+    )
     values = f"{named(mine)} says {format_rate(a.joules)} J, {named(other)} {format_rate(b.joules)} J"
     if mine.scope == other.scope:
-        return f"Of {a.window.name} {values}, both of {scope_words(mine.scope)}." if abs(a.joules - b.joules) > allowed else ""
+        return (
+            f"Of {a.window.name} {values}, both of {mine.scope.replace('_', ' ')}."
+            if abs(a.joules - b.joules) > allowed
+            else ""
+        )
     inner, outer = (a, b) if _HOLDS.get(mine.scope, 0) < _HOLDS.get(other.scope, 0) else (b, a)
     ranked = _HOLDS.get(mine.scope, 0) != _HOLDS.get(other.scope, 0)
     if ranked and inner.joules - outer.joules > allowed:
@@ -192,8 +198,8 @@ def _net(measured: Measured) -> Finding | None:
     return Finding(
         kind="net_not_resolvable",
         severity="note",
-        says=f"{_names([one for one, _ in lost])} took {format_rate(abs(net_j))} J {'more' if net_j >= 0 else 'less'} than "
-        f"the idle machine, with an uncertainty of {format_rate(K * u_j)} J: no energy above idle is given.",
+        says=f"{_names([one for one, _ in lost])} took {format_rate(abs(net_j))} J "
+        f"{'more' if net_j >= 0 else 'less'} than the idle machine, with an uncertainty of {format_rate(K * u_j)} J: no energy above idle is given.",
         remedy="Measure longer windows, or with a more exact meter; the gross figures hold.",
         evidence={"window": reading.window.name, "net_j": net_j, "uncertainty_j": K * u_j},
     )

@@ -32,6 +32,7 @@ F64 = npt.NDArray[np.float64]
 
 HOLE = 3.0
 """Readings more than so many periods apart leave a hole."""
+_STALL, _STALL_S = 10, 2.0
 _COARSEST_W = 1.0
 
 
@@ -61,6 +62,8 @@ class Share:
     """Share of the window in which the source was read."""
     hole_s: float
     """Time of the window that lies in holes."""
+    stalled: bool
+    """Whether what is not covered was read, but never changed."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Curve:
         resolution_w: of a gauge.
         holes: whether nothing is known between knot i and i + 1, shape [n - 1].
         level_w: lowest and highest power in all readings.
+        read: times of the first and the last reading, s.
     """
 
     start_ns: int
@@ -90,6 +94,7 @@ class Curve:
     resolution_w: float
     holes: npt.NDArray[np.bool_]
     level_w: tuple[float, float]
+    read: tuple[float, float]
 
     @property
     def method(self) -> Literal["counter", "gauge"]:
@@ -119,6 +124,7 @@ class Curve:
         hole_s = self._holes_s(a, b, i, j)
         slack = 1.5 * self.update_s
         outside = max(0.0, self.x[0] - slack - a) + max(0.0, b - self.x[-1] - slack)
+        unread = max(0.0, self.read[0] - slack - a) + max(0.0, b - self.read[1] - slack)
         variance = self._counter_doubt(a, b, i, j) if self.w is None else self._gauge_doubt(a, b, i, j, self.w)
         variance += (self.level_w[1] * hole_s) ** 2 / 3
         return Share(
@@ -128,6 +134,7 @@ class Curve:
             n_updates=self._updates(a, b),
             covered=max(0.0, 1 - (outside + hole_s) / (b - a)),
             hole_s=hole_s,
+            stalled=self.w is None and outside > 2 * unread,
         )
 
     def _holes_s(self, a: float, b: float, i: int, j: int) -> float:
@@ -138,7 +145,11 @@ class Curve:
 
     def _updates(self, a: float, b: float) -> int:
         """Times within the window at which the source told something new; for a gauge that holds, as many as can be."""
-        if self.w is not None and len(self.x) > 1 and self.update_s > 1.5 * (self.x[-1] - self.x[0]) / (len(self.x) - 1):
+        if (
+            self.w is not None
+            and len(self.x) > 1
+            and self.update_s > 1.5 * (self.x[-1] - self.x[0]) / (len(self.x) - 1)
+        ):
             return int((b - a) / self.update_s)
         return int(np.count_nonzero((self.x >= a) & (self.x <= b)))
 
@@ -200,7 +211,7 @@ def make_curves(series: Sequence[Series], accuracy: Accuracy) -> list[Curve]:
 
 
 def frozen(series: Series) -> bool:
-    """Whether a counter, or a gauge at 0 W, never told anything else: broken, or its range is smaller than a reading."""
+    """Whether a counter, or a gauge at 0 W, never told anything else: it is broken, or counts something else."""
     values = {value for value in series.values if value is not None}
     return len(values) <= 1 and (series.channel.kind == "counter" or values <= {0.0})
 
@@ -219,7 +230,9 @@ def _curve(t_ns: tuple[int, ...], group: Sequence[Series], accuracy: Accuracy) -
     return gauge_curve(start_ns, t, values.sum(axis=0), accuracy)
 
 
-def counter_curve(start_ns: int, t: F64, values: F64, wraps: Sequence[float | None], accuracy: Accuracy) -> Curve | None:
+def counter_curve(
+    start_ns: int, t: F64, values: F64, wraps: Sequence[float | None], accuracy: Accuracy
+) -> Curve | None:
     """Of counters read together.
 
     Args:
@@ -255,8 +268,10 @@ def counter_curve(start_ns: int, t: F64, values: F64, wraps: Sequence[float | No
         update_s=float(np.median(steps)),
         late_s=0.0,
         resolution_w=0.0,
-        holes=broken[changed][1:],
+        # A counter that stands still for long either counts on unseen or has stopped: nobody can tell.
+        holes=broken[changed][1:] | (steps > max(_STALL * float(np.median(steps)), _STALL_S)),
         level_w=(float(power.min()), float(power.max())),
+        read=(float(t[0]), float(t[-1])),
     )
 
 
@@ -309,6 +324,7 @@ def gauge_curve(start_ns: int, t: F64, w: F64, accuracy: Accuracy) -> Curve:
         resolution_w=max(_resolution(w), accuracy.resolution_w),
         holes=steps > HOLE * max(period, held),
         level_w=(float(w.min()), float(w.max())),
+        read=(float(t[0]), float(t[-1])),
     )
 
 
