@@ -199,7 +199,8 @@ def _net(measured: Measured) -> Finding | None:
         kind="net_not_resolvable",
         severity="note",
         says=f"{_names([one for one, _ in lost])} took {format_rate(abs(net_j))} J "
-        f"{'more' if net_j >= 0 else 'less'} than the idle machine, with an uncertainty of {format_rate(K * u_j)} J: no energy above idle is given.",
+        f"{'more' if net_j >= 0 else 'less'} than the idle machine, uncertain by {format_rate(K * u_j)} J: "
+        "no energy above idle is given.",
         remedy="Measure longer windows, or with a more exact meter; the gross figures hold.",
         evidence={"window": reading.window.name, "net_j": net_j, "uncertainty_j": K * u_j},
     )

@@ -22,6 +22,8 @@ STEADY_S = 60.0
 EDGE_LIMIT = 0.01
 """A window is long enough when an update at each edge is less than this share of it."""
 LEAST_COVERED = 0.95
+LEAST_UPDATES = 20
+"""Of a gauge within a window: fewer cannot tell how much they differ."""
 
 ACCURACY: dict[str, Accuracy] = {
     "rapl": Accuracy(gain=0.05, update_s=0.001),
@@ -137,7 +139,7 @@ def _reading(curves: Sequence[Curve], window: Window, accuracy: Accuracy) -> Rea
         because = f"it was read during {100 * covered:.0f} % of the window only"
     elif joules <= 0 or (not updates and window.seconds > 10 * update_s):
         because = "it did not change while the machine was busy"
-    elif K * u_j >= joules:
+    elif K * u_j >= joules or (curves[0].method == "gauge" and updates < LEAST_UPDATES):
         because = f"the window of {window.seconds:.3g} s is too short for a source that updates every {update_s:.2g} s"
     return Reading(
         window=window,

@@ -33,6 +33,10 @@ F64 = npt.NDArray[np.float64]
 HOLE = 3.0
 """Readings more than so many periods apart leave a hole."""
 _STALL, _STALL_S = 10, 2.0
+_STUDENT = 1.5
+"""Student's t at 95 % for n degrees of freedom, over 1.96, is about 1 + 1.5 / n (n = 2: 2.2, 5: 1.3, 10: 1.14)."""
+_MAY_HOLD_S = 1.0
+"""For how long a gauge may hold of which nothing is known, and whose readings hardly change."""
 _COARSEST_W = 1.0
 
 
@@ -178,9 +182,12 @@ class Curve:
 
     def _gauge_doubt(self, a: float, b: float, i: int, j: int, w: F64) -> float:
         """Variance of a gauge's window: what lies between its updates, its edges, its resolution, J**2."""
-        steps = np.diff(w[i : j + 2])
-        times = np.maximum(np.diff(self.x[i : j + 2]), self.update_s)
-        variance = float(((steps * times) ** 2).sum()) / 2
+        times = np.maximum(np.diff(self.x), self.update_s)
+        squares = (np.diff(w) * times) ** 2 / 2
+        here = squares[i : j + 1]
+        # A few updates tell little of how much updates differ: the whole run tells more, Student's t the rest.
+        n = max(1.0, (b - a) / self.update_s)
+        variance = max(float(here.sum()), float(squares.mean()) * len(here)) * (1 + _STUDENT / n) ** 2
         for t in (a, b):
             if self.late_s:
                 low, high = np.searchsorted(self.x, (t - 2 * self.late_s, t + 2 * self.late_s))
@@ -310,7 +317,8 @@ def gauge_curve(start_ns: int, t: F64, w: F64, accuracy: Accuracy) -> Curve:
     """
     steps = np.diff(t)
     period = float(np.median(steps))
-    update = _update_period(t, w, period) if accuracy.update_s is None else max(period, accuracy.update_s)
+    told = _update_period(t, w) if accuracy.update_s is None else accuracy.update_s
+    update = max(period, told or 0.0)
     held = update if update > 1.5 * period else 0.0
     f = np.concatenate(([0.0], np.cumsum((w[1:] + w[:-1]) / 2 * steps)))
     return Curve(
@@ -320,7 +328,7 @@ def gauge_curve(start_ns: int, t: F64, w: F64, accuracy: Accuracy) -> Curve:
         w=w,
         half_s=np.zeros_like(t),
         update_s=update,
-        late_s=accuracy.averaging_s + held,
+        late_s=max(accuracy.averaging_s + held, _MAY_HOLD_S if told is None else 0.0),
         resolution_w=max(_resolution(w), accuracy.resolution_w),
         holes=steps > HOLE * max(period, held),
         level_w=(float(w.min()), float(w.max())),
@@ -328,12 +336,15 @@ def gauge_curve(start_ns: int, t: F64, w: F64, accuracy: Accuracy) -> Curve:
     )
 
 
-def _update_period(t: F64, w: F64, period: float) -> float:
-    """How often a gauge tells something new: the shorter times between its changes, as a constant power hides some."""
-    changes = t[1:][np.diff(w) != 0]
-    if len(changes) < 8:
-        return period
-    return max(period, float(np.quantile(np.diff(changes), 0.1)))
+def _update_period(t: F64, w: F64) -> float | None:
+    """How often a gauge tells something new: the shorter times between its changes, as a constant power hides some.
+
+    None where there are too few changes to tell.
+    """
+    between = np.diff(t[1:][np.diff(w) != 0])
+    if len(between) < 7:
+        return None
+    return float(np.mean(between[between < 2 * np.quantile(between, 0.1)]))
 
 
 def _resolution(w: F64) -> float:
