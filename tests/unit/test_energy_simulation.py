@@ -183,8 +183,14 @@ def plug(truth: Truth, random: np.random.Generator) -> tuple[Curve, Accuracy]:
 
 SOURCES = (rapl, nvml_counter, meter_counter, rails, coarse, averaging, holding, plug)
 GAINS = {
-    **{rapl: 0.05, nvml_counter: 0.05, meter_counter: 0.02, rails: 0.02},
-    **{coarse: 0.05, averaging: 0.05, holding: 0.10, plug: 0.02},
+    rapl: 0.05,
+    nvml_counter: 0.05,
+    meter_counter: 0.02,
+    rails: 0.02,
+    coarse: 0.05,
+    averaging: 0.05,
+    holding: 0.10,
+    plug: 0.02,
 }
 
 
