@@ -15,24 +15,14 @@ from typing import Literal
 
 import msgspec
 
+from edgebench import specs
 from edgebench.specs import TrialSpec
 
 SCHEMA = 1
 
 Outcome = Literal["ok", "oom", "killed", "timeout", "failed"]
 Origin = Literal["measured", "modelled", "declared", "imported"]
-Scope = Literal[
-    "wall_ac",
-    "dc_input",
-    "module",
-    "board_rails",
-    "psys",
-    "cpu_package",
-    "cpu_package+dram",
-    "soc_compute",
-    "gpu_board",
-    "estimate",
-]
+Scope = specs.Scope
 FindingKind = Literal[
     "contention", "frequency_drift", "throttled", "swapped_in", "major_faults", "round_drift", "too_few_rounds",
     "wide_interval", "governor", "on_battery", "quantization_fallback", "missing_simd", "omp_environment",
@@ -97,8 +87,12 @@ class Channel(Record, frozen=True, kw_only=True):
     origin: Origin = "measured"
     scope: Scope | None = None
     """Only for power and energy."""
+    part_of: str = ""
+    """Power and energy: the channel, or the rails, that count this one already; it is never added to a sum."""
     wrap: float | None = None
-    """A counter's range: having reached it, it starts from 0 again. None: it does not."""
+    """Counters: the value, in the channel's unit, at which it starts from 0 again; None: never, or not known."""
+    update_s: float | None = None
+    """How often the hardware renews the value, where that is documented; reading faster tells nothing new."""
 
 
 class Series(Record, frozen=True, kw_only=True):

@@ -89,6 +89,21 @@ class ModelCard(Spec, frozen=True, kw_only=True):
 
 # --- devices ----------------------------------------------------------------------------------------------------------
 
+Scope = Literal[
+    "wall_ac",
+    "dc_input",
+    "module",
+    "board_rails",
+    "psys",
+    "cpu_package",
+    "cpu_package+dram",
+    "soc_compute",
+    "gpu_board",
+    "component",
+    "estimate",
+]
+"""What a figure of power or energy covers. ``component``: one rail or block, never the figure of a device."""
+
 
 class Match(Spec, frozen=True, kw_only=True):
     """How to recognise a device. Every given rule must hold; text rules are case-insensitive substrings."""
@@ -98,6 +113,29 @@ class Match(Spec, frozen=True, kw_only=True):
     device_tree_model: tuple[str, ...] = ()
     dmi: tuple[str, ...] = ()
     cpu_model: tuple[str, ...] = ()
+
+
+class Rail(Spec, frozen=True, kw_only=True):
+    """One measured supply rail of a board."""
+
+    label: str
+    """As the kernel spells it: ``VDD_IN``."""
+    scope: Scope
+    """What the rail covers, or, of a rail that is summed, what the sum of all of them covers."""
+    total: bool = False
+    """Whether it belongs to the sum that is the board's figure. A rail that others contain does not."""
+
+
+class PowerHints(Spec, frozen=True, kw_only=True):
+    """What is known about the power of a device: ``[power]`` in its profile."""
+
+    rails: tuple[Rail, ...] = ()
+    calibration: tuple[float, float] | None = None
+    """``(a, b)``: input power is ``a * sum of the measured rails + b`` W, fitted with a meter at the input."""
+    calibration_source: str = ""
+    """Which board and which meter the fit was made with."""
+    meter: str = ""
+    """What to measure with where the board cannot do it itself."""
 
 
 class DeviceProfile(Spec, frozen=True, kw_only=True):
@@ -114,6 +152,7 @@ class DeviceProfile(Spec, frozen=True, kw_only=True):
     isa: tuple[str, ...] = ()
     throttle: str = ""
     """Name of the throttle sensor to expect, if any."""
+    power: PowerHints | None = None
     advice: tuple[str, ...] = ()
 
 
