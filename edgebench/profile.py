@@ -18,6 +18,7 @@ from edgebench.engine.about import about
 from edgebench.engine.protocol import Limits
 from edgebench.errors import UsageError
 from edgebench.host import Host
+from edgebench.metering import EstimateRequest
 from edgebench.plan import Preparer, Request, Teller, settings_for, thread_counts
 from edgebench.records import SCHEMA, Fact, Run
 from edgebench.schedule import Why
@@ -39,6 +40,7 @@ class Options:
     store: str | None = None
     command: tuple[str, ...] = ()
     limits: Limits = Limits()
+    estimate: EstimateRequest | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +89,7 @@ class Profiler:
             command=self._options.command,
             limits=self._options.limits,
             about={name: about(name, self._host) for name in runtimes},
+            estimate=self._options.estimate,
         )
 
     # --- a new session
