@@ -144,9 +144,7 @@ class Session:
         cooldown = self._cooling.wait(protocol.cooldown)
         self._listener.run_begins(trial, round_, self.elapsed_s(), protocol.budget_s)
         share = protocol.budget_s / len(plan.trials)
-        run = self._run(
-            MeasureJob(trial=trial, round=round_, budget_s=share, energy=protocol.energy), run_id, round_
-        )
+        run = self._run(MeasureJob(trial=trial, round=round_, budget_s=share, energy=protocol.energy), run_id, round_)
         hot = cooling_finding(cooldown)
         run = msgspec.structs.replace(run, cooldown=cooldown, findings=(*run.findings, *([hot] if hot else [])))
         store.record(run)

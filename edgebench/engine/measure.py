@@ -16,6 +16,7 @@ import numpy as np
 from edgebench.engine.edges import EdgeReader
 from edgebench.engine.memory import MemoryReader
 from edgebench.engine.messages import (
+    Advance,
     Finished,
     Measured,
     MeasureJob,
@@ -116,6 +117,7 @@ class Bench:
             self.refill(context, filled)
             tokens = self.tokens(workload.n)
             context.time_prefill(tokens) if workload.kind == "pp" else context.time_decode(tokens)
+            self.parent.say(Advance(done=warmth.seconds, total=warmth.longest, unit="s"))
 
     def greedy(self, context: Context) -> tuple[int, ...]:
         """Tokens chosen greedily after a fixed prompt.

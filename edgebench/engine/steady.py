@@ -46,6 +46,16 @@ class Warmth:
         self._longest_s, self._began_s = energy.warm_up_s, clock_s()
         self._seen: list[tuple[float, float]] = []
 
+    @property
+    def seconds(self) -> int:
+        """Whole seconds of warming up so far."""
+        return int(self._clock_s() - self._began_s)
+
+    @property
+    def longest(self) -> int:
+        """The most that it may take, in whole seconds."""
+        return int(self._longest_s)
+
     def settled(self) -> bool:
         """True once the hottest sensor changes by less than 1 C/min, or after the longest time.
 
