@@ -78,7 +78,7 @@ def format_rate(x: float) -> str:
 
 
 def format_joules(x: float) -> str:
-    """Energy or its like over several magnitudes, without a unit: ``12.3``, ``0.0123``; below a thousandth ``4.56e-05``."""
+    """Energy over several magnitudes, without a unit: ``12.3``, ``0.0123``; below a thousandth ``4.56e-05``."""
     return f"{x:.2e}" if 0 < abs(x) < 1e-3 else _significant(x, 3)
 
 

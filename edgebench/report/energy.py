@@ -12,7 +12,7 @@ from edgebench.units import format_half_width, format_joules, format_rate
 
 
 def token_cell(energy: Energy) -> str:
-    """J/token of decode for a table: ``0.123 ±5.1 %``; of prefill where nothing was decoded; empty when not measured."""
+    """J/token of decode for a table, of prefill where nothing was decoded: ``0.123 ±5.1 %``; empty if not measured."""
     names = [*energy.tokens]
     chosen = next((name for name in names if name.startswith("decode")), None)
     chosen = chosen or next((name for name in names if name.startswith("tg")), None) or next(iter(names), None)
@@ -20,7 +20,7 @@ def token_cell(energy: Energy) -> str:
 
 
 def token_text(token: TokenEnergy) -> str:
-    """``0.123 ±5.1 %``"""
+    """``0.123 ±5.1 %``."""
     return f"{format_joules(token.j)} {format_half_width(token.uncertainty_j / token.j)}"
 
 
@@ -43,7 +43,7 @@ def print_energy(console: Console, trials: Sequence[TrialSummary]) -> None:
 
 
 def source_text(energy: Energy) -> str:
-    """``cpu package, by rapl.package-0 (counter, 10 updates/s)``"""
+    """``cpu package, by rapl.package-0 (counter, 10 updates/s)``."""
     rate = "" if energy.update_hz is None else f", {format_rate(energy.update_hz)} updates/s"
     scope = (energy.scope or "scope unknown").replace("_", " ")
     return f"{scope}, by {energy.source} ({energy.method or 'method unknown'}{rate})"
