@@ -144,26 +144,20 @@ def test_a_source_that_was_read_once_says_so():
 READINGS = st.lists(st.floats(0.5, 60), min_size=60, max_size=60)
 
 
-@given(READINGS, st.booleans(), st.lists(st.floats(0, 59), min_size=3, max_size=3, unique=True))
-def test_energy_is_conserved_however_a_window_is_split(levels: list[float], counter: bool, cuts: list[float]):
-    a, b, c = sorted(cuts)
-    total = [math.fsum(levels[:i]) for i in range(60)]
-    values = total if counter else levels
-    wrap = 500.0 if counter else None
-    one = series("x.y", lambda t: values[int(t)] % 500.0 if counter else values[int(t)], hz=1, seconds=59, counter=counter, wrap=wrap)  # fmt: skip
+@pytest.mark.parametrize("kind", ["counter", "gauge"])
+@given(levels=READINGS, cuts=st.lists(st.floats(0, 59), min_size=3, max_size=3, unique=True))
+def test_energy_is_conserved_however_a_window_is_split(kind: str, levels: list[float], cuts: list[float]):
+    total = [math.fsum(levels[:i]) % 500.0 for i in range(60)]
+    values, counts = (total, True) if kind == "counter" else (levels, False)
+    one = series("x.y", lambda t: values[int(t)], hz=1, seconds=59, counter=counts, wrap=500.0 if counts else None)
     curves: Sequence[Curve] = make_curves([one], EXACT)
-    if not curves:
+    a, b, c = sorted(START + round(t * SECOND) for t in cuts)
+    if not curves or len({a, b, c}) < 3:
         return
-    [curve] = curves
-    parts = [START + round(t * SECOND) for t in (a, b, c)]
-    if len(set(parts)) < 3:
-        return
-    ab, bc, ac = (
-        curve.share(p, q).joules for p, q in ((parts[0], parts[1]), (parts[1], parts[2]), (parts[0], parts[2]))
-    )
-    assert ab + bc == pytest.approx(ac, abs=1e-6)
-    assert ab >= -1e-9
-    assert bc >= -1e-9
+    first, second, whole = (curves[0].share(*edges).joules for edges in ((a, b), (b, c), (a, c)))
+    assert first + second == pytest.approx(whole, abs=1e-6)
+    assert first >= -1e-9
+    assert second >= -1e-9
 
 
 @given(st.floats(0.01, 500), st.floats(1, 40))
@@ -335,9 +329,9 @@ def test_one_window_missing_leaves_the_other():
         ("wall_ac", 0.6, True),
         ("psys", 0.7, False),
         ("psys", 1.5, True),
-    ],  # fmt: skip
+    ],
 )
-def test_sources_are_compared_by_what_they_cover(scope: Scope, factor: float, conflict: bool):
+def test_sources_are_compared_by_what_they_cover(scope: Scope, factor: float, conflict: bool):  # noqa: FBT001 - a parameter
     power = busy_power()
     made = run(
         series("meter.dc", power, seconds=240),
