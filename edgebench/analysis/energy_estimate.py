@@ -64,7 +64,8 @@ def _hidden(run: Run) -> str:
     where = run.provenance
     for what, fact in (("a virtual machine", where.virtualization), ("a container", where.container)):
         if fact.value not in (None, "none"):
-            return f"{what} ({fact.value})"
+            name = str(fact.value)
+            return what if name.startswith("virtual machine") else f"{what} ({name})"
     return ""
 
 
