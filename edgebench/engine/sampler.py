@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import random
 import select
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from edgebench.host import Host
-from edgebench.records import Series
+from edgebench.records import Channel, Series
 from edgebench.registry import load, names
 from edgebench.sensors.base import Sensor
 from edgebench.specs import DeviceProfile
@@ -38,6 +39,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
 
     series: tuple[Series, ...]
     cpu_s: float
+    channels: tuple[Channel, ...] = ()
+    """All that was looked at, whether it ever gave a value or not."""
 
 
 class Track:
@@ -48,6 +51,7 @@ class Track:
         self.channels = tuple(sensor.channels())
         self.due_ns = 0
         self._period_ns = round(sensor.period_s * 1e9)
+        self._jitter = any(channel.unit == "W" for channel in self.channels)
         self.clear()
 
     def clear(self) -> None:
@@ -70,7 +74,9 @@ class Track:
         for buffer, value in zip(self._values, values, strict=True):
             buffer[self._count] = float("nan") if value is None else value
         self._count += 1
-        self.due_ns = max(self.due_ns + self._period_ns, after)
+        # Power is read at moments with jitter: a load whose period is a multiple of ours would always show one phase.
+        period_ns = round(self._period_ns * random.uniform(0.8, 1.2)) if self._jitter else self._period_ns  # noqa: S311 - no secret
+        self.due_ns = max(self.due_ns + period_ns, after)
 
     def series(self) -> tuple[Series, ...]:
         """The readings of every channel that ever had one."""
@@ -116,9 +122,13 @@ def _serve(tracks: list[Track], orders: BinaryIO) -> None:
                 sampling, cpu_before = True, time.process_time()
             else:
                 sampling = False
+                for track in tracks:
+                    track.read()  # so that the last block does not end after the last reading
                 cost = time.process_time() - cpu_before
                 series = tuple(series for track in tracks for series in track.series())
-                sys.stdout.buffer.write(encoder.encode(Readings(series=series, cpu_s=cost)) + b"\n")
+                channels = tuple(channel for track in tracks for channel in track.channels)
+                answer = Readings(series=series, cpu_s=cost, channels=channels)
+                sys.stdout.buffer.write(encoder.encode(answer) + b"\n")
                 sys.stdout.buffer.flush()
         if sampling:
             now = time.monotonic_ns()

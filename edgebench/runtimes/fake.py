@@ -38,6 +38,7 @@ DEFAULTS: dict[str, float] = {
     "fail": 0.0,  # 1: raises an exception while loading
     "nan_logits": 0.0,  # 1: its logits are not numbers
     "block_s": 0.0,  # really sleeps this long in each timed call
+    "wait": 0.0,  # 1: a timed call really takes its scripted time
     "only_bits": 0.0,  # the faults above happen only to an artifact of this many bits per weight; 0: to every one
 }
 _TIMES = ("load_s", "pp_token_s", "tg_token_s")
@@ -99,7 +100,10 @@ class FakeContext:
         if self._script["block_s"]:
             time.sleep(self._script["block_s"])
         factor = 1 + self._script["spread"] * self._noise.expovariate(1)
-        return time.monotonic_ns(), [max(1, round(token_s * factor * 1e9))] * tokens
+        start, steps = time.monotonic_ns(), [max(1, round(token_s * factor * 1e9))] * tokens
+        if self._script["wait"]:
+            time.sleep(sum(steps) / 1e9)
+        return start, steps
 
     def time_prefill(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...], int]:
         self.prefill(tokens)
