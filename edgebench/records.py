@@ -118,6 +118,8 @@ class Series(Record, frozen=True, kw_only=True):
     channel: Channel
     t_ns: tuple[int, ...]
     values: tuple[float | None, ...]
+    missing_because: str = ""
+    """What the source said about the last reading that failed, where it says anything."""
 
 
 class Mark(Record, frozen=True, kw_only=True):

@@ -114,6 +114,8 @@ class DeviceProfile(Spec, frozen=True, kw_only=True):
     isa: tuple[str, ...] = ()
     throttle: str = ""
     """Name of the throttle sensor to expect, if any."""
+    meter: str = ""
+    """A power meter outside the machine, ``[SCOPE=]KIND:TARGET`` (see ``sensors/meter.py``); ``--meter`` sets it."""
     advice: tuple[str, ...] = ()
 
 

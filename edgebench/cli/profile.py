@@ -88,6 +88,12 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
     metavar="[SESSION]",
     help="Finish an interrupted session; only what is missing is repeated.",
 )
+@click.option(
+    "--meter",
+    metavar="[SCOPE=]KIND:TARGET",
+    help="A power meter outside: shelly1, shelly2, tasmota, homeassistant, json (http://...), command, lines, serial, "
+    "hwmon. SCOPE: wall_ac (default of plugs) or dc_input.",
+)
 @click.option("--timeout", metavar="TIME", help="Longest silence of a step before it counts as hanging. [default: 15m]")
 @click.option("--store", metavar="URL", help="Result store: a path or a URL.")
 @click.option("--accept-license", is_flag=True, help="Accept the model's terms before its first download.")
@@ -116,7 +122,9 @@ def command(**options: Any) -> int:
         limits = Limits(load_s=parse_duration(options["timeout"]), block_s=parse_duration(options["timeout"]))
     _check_output(options["output"])
     command_line = ("edgebench", *sys.argv[1:])
-    profiler = Profiler(Options(store=options["store"], command=command_line, limits=limits), listener)
+    profiler = Profiler(
+        Options(store=options["store"], command=command_line, limits=limits, meter=options["meter"] or ""), listener
+    )
     outcome = profiler.resume(options["resume"]) if options["resume"] else profiler.run(request)
     listener.clear()
     _deliver(outcome, options)

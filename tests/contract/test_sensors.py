@@ -10,6 +10,7 @@ import pytest
 
 from edgebench import registry
 from edgebench.host import Host
+from edgebench.specs import DeviceProfile, Match
 
 UNITS = {"W", "J", "C", "Hz", "bytes", "s", "events", "1"}
 SENSORS = registry.names("sensors")
@@ -38,7 +39,10 @@ EVERYTHING = {
     "sys/class/power_supply/BAT0/status": "Discharging\n",
     "sys/class/power_supply/AC/type": "Mains\n",
     "sys/class/power_supply/AC/online": "0\n",
+    "commands/cat watts.txt": "4.2 W\n",
 }
+NAMED = DeviceProfile(id="named", title="a board with a meter", match=Match(), meter="command:cat watts.txt")
+"""A meter is there because somebody says so; everything else is found."""
 NAMES_AND_TYPES = re.compile(r"(type|name|label|cgroup)$")
 
 
@@ -51,7 +55,7 @@ def tree(root: Path, files: dict[str, str]) -> Host:
 
 
 def detect(name, host):
-    return registry.load("sensors", name).detect(host, None)
+    return registry.load("sensors", name).detect(host, NAMED if name == "meter" else None)
 
 
 def watch(sensor, pid):
@@ -65,7 +69,7 @@ HERE = {name: sensor for name in SENSORS if (sensor := detect(name, Host())) is 
 
 @pytest.mark.parametrize("name", SENSORS)
 def test_an_empty_machine_has_no_such_sensor(name, tmp_path):
-    assert detect(name, Host(tmp_path)) is None
+    assert registry.load("sensors", name).detect(Host(tmp_path), None) is None
 
 
 @pytest.mark.parametrize("name", SENSORS)
