@@ -40,6 +40,8 @@ EVERYTHING = {
     "sys/class/power_supply/AC/type": "Mains\n",
     "sys/class/power_supply/AC/online": "0\n",
     "commands/cat watts.txt": "4.2 W\n",
+    "commands/vcgencmd measure_clock arm": "frequency(48)=1500345728\n",
+    "commands/powermetrics --samplers cpu_power,gpu_power -n 1 -i 500": "CPU Power: 947 mW\nCombined Power: 1100 mW\n",
 }
 NAMED = DeviceProfile(id="named", title="a board with a meter", match=Match(), meter="command:cat watts.txt")
 """A meter is there because somebody says so; everything else is found."""
