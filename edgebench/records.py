@@ -40,6 +40,7 @@ FindingKind = Literal[
     "swapped_in",
     "major_faults",
     "round_drift",
+    "slowdown",
     "too_few_rounds",
     "wide_interval",
     "governor",

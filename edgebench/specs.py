@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edgebench.errors import UsageError
+from edgebench.units import parse_duration
 
 
 class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,16 +127,20 @@ class Workload(Spec, frozen=True, kw_only=True):
     """What is timed, in llama-bench's names.
 
     ``pp``: prefill of ``n`` random tokens. ``tg``: decode of ``n`` random tokens one at a time. Both start with
-    ``depth`` tokens already in the KV cache.
+    ``depth`` tokens already in the KV cache. ``sustained``: decode of ``n`` tokens from an empty cache, over and over
+    for ``seconds``, so that a device gets as hot as it will.
     """
 
-    kind: Literal["pp", "tg"]
+    kind: Literal["pp", "tg", "sustained"]
     n: int
     depth: int = 0
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        """``pp512``, ``tg128``, ``tg128@d512``."""
+        """``pp512``, ``tg128``, ``tg128@d512``, ``sustained:10m``."""
+        if self.kind == "sustained":
+            return f"sustained:{_duration(self.seconds)}"
         return f"{self.kind}{self.n}" + (f"@d{self.depth}" if self.depth else "")
 
     @property
@@ -144,21 +149,39 @@ class Workload(Spec, frozen=True, kw_only=True):
         return -(-(self.n + self.depth) // 256) * 256
 
 
+def _duration(seconds: float) -> str:
+    """As a user would write it: ``10m``, ``90s``."""
+    return f"{seconds / 60:g}m" if seconds % 60 == 0 else f"{seconds:g}s"
+
+
 _WORKLOAD = re.compile(r"(?P<kind>pp|tg)(?P<n>[0-9]{1,7})(?:@d(?P<depth>[0-9]{1,7}))?")
+_SUSTAINED = "sustained:"
+_SUSTAINED_TOKENS = 64
+"""Tokens of a sustained block: few enough that a slow board shows a change within seconds, and that attention over
+what was decoded before costs next to nothing; enough that starting a block costs nothing."""
+_SHORTEST_SUSTAINED_S, _LONGEST_SUSTAINED_S = 1.0, 86400.0
 
 
 def parse_workload(text: str) -> Workload:
-    """Read ``pp512``, ``tg128`` or ``tg128@d512``.
+    """Read ``pp512``, ``tg128``, ``tg128@d512`` or ``sustained:10m``.
 
     Raises:
         UsageError: when the text is none of these, or names zero tokens.
     """
-    match = _WORKLOAD.fullmatch(text.strip().lower())
+    stripped = text.strip().lower()
+    if stripped.startswith(_SUSTAINED):
+        seconds = parse_duration(stripped.removeprefix(_SUSTAINED))
+        if not _SHORTEST_SUSTAINED_S <= seconds <= _LONGEST_SUSTAINED_S:
+            raise UsageError(
+                f"{text!r} lasts {seconds:g} s.", "give from 1 s to a day; 10m is long enough for most boards."
+            )
+        return Workload(kind="sustained", n=_SUSTAINED_TOKENS, seconds=seconds)
+    match = _WORKLOAD.fullmatch(stripped)
     if match is None or int(match["n"]) < 1:
         raise UsageError(
             f"{text!r} is not a workload.",
             "write pp<N> (prefill of N tokens) or tg<N> (decode of N tokens), with @d<DEPTH> for a filled KV cache: "
-            "pp512, tg128, tg128@d512.",
+            "pp512, tg128, tg128@d512; or sustained:<TIME> (decode for so long): sustained:10m.",
         )
     return Workload(kind="pp" if match["kind"] == "pp" else "tg", n=int(match["n"]), depth=int(match["depth"] or 0))
 
@@ -280,6 +303,9 @@ class TrialSpec(Spec, frozen=True, kw_only=True):
         for name in ("spinning", "arena", "pin"):
             if identity["settings"][name] is None:
                 del identity["settings"][name]  # so a runtime without them has the identity that it had before them
+        for workload in identity["workloads"]:
+            if not workload["seconds"]:
+                del workload["seconds"]  # likewise
         canonical = msgspec.json.encode(identity, order="deterministic")
         return hashlib.sha256(canonical).hexdigest()[:16]
 

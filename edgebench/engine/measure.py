@@ -2,6 +2,9 @@
 
 The order of the workloads alternates between rounds (ABBA), each block starts from a cleared KV cache, and whatever is
 not a timed call (reading counters, talking to the parent) lies outside the block.
+
+Sustained workloads come last, since they leave the machine hot. Their blocks are told one by one like all others, so
+that whatever ends the child leaves those before.
 """
 
 from __future__ import annotations
@@ -138,29 +141,52 @@ def measure(job: MeasureJob, runtime: Runtime, parent: Parent, host: Host) -> Fi
     """One round of a trial."""
     bench = _open(job, runtime, parent, host)
     ordered = job.trial.workloads if job.round % 2 == 0 else job.trial.workloads[::-1]
+    brief = [workload for workload in ordered if workload.kind != "sustained"]
+    lasting = [workload for workload in ordered if workload.kind == "sustained" and job.sustained]
     spent = 0.0
     greedy: tuple[int, ...] = ()
-    for workload in ordered:
+    for workload in (*brief, *lasting):
         parent.say(Phase(name=workload.name, t_ns=time.monotonic_ns()))
         bench.memory.begin()
         context = bench.model.context(workload.context, job.trial.settings)
         greedy = greedy or bench.greedy(context)
         filled = bench.warm_up(context, workload)
-        for index in range(job.trial.blocks):
-            if index and spent > job.budget_s:
-                break
-            context.clear()
-            if filled is not None:
-                context.restore(filled)
-            block = bench.block(context, workload, index, workload.name)
-            spent += block.seconds
-            parent.say(Timed(block=block))
+        if workload.kind == "sustained":
+            _sustain(bench, context, workload)
+        else:
+            spent = _blocks(bench, context, workload, filled, job, spent)
         parent.say(Measured(phase=bench.memory.end(workload.name)))
         context.close()
     parent.say(Phase(name="end", t_ns=time.monotonic_ns()))
     account = bench.model.memory()
     bench.model.close()
     return Finished(engine_memory=account, greedy=greedy)
+
+
+def _blocks(
+    bench: Bench, context: Context, workload: Workload, filled: object | None, job: MeasureJob, spent: float
+) -> float:
+    """The blocks of one workload; seconds spent in blocks of this round by now."""
+    for index in range(job.trial.blocks):
+        if index and spent > job.budget_s:
+            break
+        context.clear()
+        if filled is not None:
+            context.restore(filled)
+        block = bench.block(context, workload, index, workload.name)
+        spent += block.seconds
+        bench.parent.say(Timed(block=block))
+    return spent
+
+
+def _sustain(bench: Bench, context: Context, workload: Workload) -> None:
+    """Block after block until the time is over; each is the same work, so that a change is the machine's."""
+    end_ns = time.monotonic_ns() + round(workload.seconds * 1e9)
+    index = 0
+    while time.monotonic_ns() < end_ns:
+        context.clear()
+        bench.parent.say(Timed(block=bench.block(context, workload, index, workload.name)))
+        index += 1
 
 
 def search_threads(job: ThreadSearchJob, runtime: Runtime, parent: Parent, host: Host) -> Finished:

@@ -15,6 +15,7 @@ from edgebench.analysis.findings import gravest_first
 from edgebench.analysis.summary import Estimate, TrialSummary
 from edgebench.analysis.twins import twins
 from edgebench.records import EngineMemory, Finding
+from edgebench.report.sustained import print_sustained
 from edgebench.specs import Settings
 from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
 
@@ -25,6 +26,7 @@ _STYLE = {"invalid": "bold red", "suspect": "yellow", "note": "dim"}
 def print_result(console: Console, trials: Sequence[TrialSummary]) -> None:
     """Everything about the trials that could be measured: the table, the doubts, and why something is missing."""
     measured = [trial for trial in trials if trial.outcome == "ok"]
+    print_sustained(console, trials)
     if not measured:
         return
     print_trials(console, measured)
