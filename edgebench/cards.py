@@ -124,7 +124,26 @@ def _read(path: Path, kind: type[_Card]) -> _Card:
             raise _wrong(path, f"has a claim {key!r} with neither a source nor unverified = true")
     if isinstance(card, ModelCard):
         _check_files(path, card)
+    else:
+        _check_device(path, card)
     return card
+
+
+def _check_device(path: Path, profile: DeviceProfile) -> None:
+    """What the types cannot say."""
+    cores = profile.cores
+    if profile.clusters and cores is not None and sum(cluster.count for cluster in profile.clusters) != cores.value:
+        raise _wrong(path, f"says 'cores' = {cores.value}, but its 'clusters' add up to something else")
+    for name, rules in (("match", profile.match), *((f"also[{n}]", rule) for n, rule in enumerate(profile.also))):
+        if rules.memory_gib is not None and rules.memory_gib[0] >= rules.memory_gib[1]:
+            raise _wrong(path, f"has a range '{name}.memory_gib' whose beginning is not below its end")
+        if (profile.kind == "gpu") != bool(rules.gpu):
+            raise _wrong(path, f"has kind {profile.kind!r}; the rule '{name}.gpu' belongs to the kind 'gpu' alone")
+    labels = [rail.label for rail in profile.power.rails] if profile.power is not None else []
+    if len(set(labels)) < len(labels):
+        raise _wrong(path, "lists a label twice under 'power.rails'")
+    if labels and profile.power is not None and not any(rail.total for rail in profile.power.rails):
+        raise _wrong(path, "marks no rail under 'power.rails' with total = true")
 
 
 def _check_files(path: Path, card: ModelCard) -> None:
@@ -147,6 +166,9 @@ def _claims(value: Any, key: str = "") -> Iterator[tuple[str, Claim]]:
     elif isinstance(value, dict):
         for name, inner in value.items():
             yield from _claims(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, tuple):
+        for index, inner in enumerate(value):
+            yield from _claims(inner, f"{key}[{index}]")
 
 
 def _wrong(path: Path, why: str) -> UsageError:

@@ -44,6 +44,22 @@ _REASONS = {
 }
 
 
+REFUSED = "refused"
+"""File of a captured tree that lists what could not be read on the machine itself: ``EACCES sys/class/...``."""
+
+
+def _refusals(listing: Path) -> dict[Path, str]:
+    """Files of a captured tree that are there but gave no text, with the reason."""
+    refused = {}
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.is_file() else []
+    for line in lines:
+        name, _, path = line.partition(" ")
+        reason = _REASONS.get(getattr(errno, name, 0))
+        if path and reason is not None:
+            refused[listing.parent / path] = reason
+    return refused
+
+
 class Host:
     """A machine seen through files below ``root``.
 
@@ -54,6 +70,7 @@ class Host:
     def __init__(self, root: str | os.PathLike[str] = "/") -> None:
         self.root = Path(root)
         self.is_live = self.root == Path("/")
+        self._refused = {} if self.is_live else _refusals(self.root / REFUSED)
 
     # --- files
 
@@ -71,6 +88,8 @@ class Host:
         Raises:
             Unavailable: with the reason (missing, permission, switched off...).
         """
+        if path in self._refused:
+            raise Unavailable(self._shown(path), self._refused[path])
         try:
             return path.read_bytes().decode("utf-8", "replace").strip("\0\n\r\t ")
         except OSError as error:

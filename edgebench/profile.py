@@ -82,7 +82,7 @@ class Profiler:
         self._topology = read_topology(self._host)
         self._profile = devices.detect(self._host, self._topology)
         if options.meter:
-            self._profile = msgspec.structs.replace(self._profile, meter=options.meter)
+            self._profile = msgspec.structs.replace(self._profile, attached_meter=options.meter)
         meter = load("sensors", "meter")
         if named := meter.named(self._profile):
             meter.parse_meter(named)  # a slip is told now, not by a sampler that dies of it

@@ -15,44 +15,21 @@ from typing import Literal
 
 import msgspec
 
+from edgebench import specs
 from edgebench.specs import TrialSpec
 
 SCHEMA = 1
 
 Outcome = Literal["ok", "oom", "killed", "timeout", "failed"]
 Origin = Literal["measured", "modelled", "declared", "imported"]
-Scope = Literal[
-    "wall_ac",
-    "dc_input",
-    "module",
-    "board_rails",
-    "psys",
-    "cpu_package",
-    "cpu_package+dram",
-    "soc_compute",
-    "gpu_board",
-    "estimate",
-]
+Scope = specs.Scope
 FindingKind = Literal[
-    "contention",
-    "frequency_drift",
-    "throttled",
-    "swapped_in",
-    "major_faults",
-    "round_drift",
-    "slowdown",
-    "too_few_rounds",
-    "wide_interval",
-    "governor",
-    "on_battery",
-    "quantization_fallback",
-    "missing_simd",
-    "omp_environment",
-    "too_many_threads",
-    "context_forced",
-    "sampler_lost",
-    "wrong_engine_version",
-]
+    "contention", "frequency_drift", "throttled", "swapped_in", "major_faults", "round_drift", "too_few_rounds",
+    "wide_interval", "governor", "on_battery", "quantization_fallback", "missing_simd", "omp_environment",
+    "too_many_threads", "context_forced", "sampler_lost", "wrong_engine_version",
+    "slowdown", "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree", "net_not_resolvable",
+    "hot_start",
+]  # fmt: skip
 Severity = Literal["note", "suspect", "invalid"]
 
 
@@ -111,6 +88,12 @@ class Channel(Record, frozen=True, kw_only=True):
     origin: Origin = "measured"
     scope: Scope | None = None
     """Only for power and energy."""
+    part_of: str = ""
+    """Power and energy: the channel, or the rails, that count this one already; it is never added to a sum."""
+    wrap: float | None = None
+    """Counters: the value, in the channel's unit, at which it starts from 0 again; None: never, or not known."""
+    update_s: float | None = None
+    """How often the hardware renews the value, where that is documented; reading faster tells nothing new."""
 
 
 class Series(Record, frozen=True, kw_only=True):
@@ -236,24 +219,88 @@ class MemoryUse(Record, frozen=True, kw_only=True):
     cgroup_note: str = ""
 
 
+class WindowEnergy(Record, frozen=True, kw_only=True):
+    """Energy of one window: the timed blocks of a workload from the first to the last, a load, or an idle phase."""
+
+    name: str
+    """A workload's name, ``load``, ``idle`` or ``idle_loaded``."""
+    seconds: float
+    gross_j: float
+    uncertainty_j: float
+    """Expanded (k = 2), without the spread between rounds."""
+    mean_w: float
+    peak_w: float
+    """The largest that the source showed; it averages or misses shorter spikes."""
+    n_updates: int
+    tokens: int = 0
+    blocks: int = 0
+    net_j: float | None = None
+    """Above the idle machine without the model. None: no baseline was measured."""
+    net_uncertainty_j: float | None = None
+    flags: tuple[str, ...] = ()
+    """Kinds of findings about it, and ``pauses``: over 2 % of it lie between the blocks."""
+
+
+class TokenEnergy(Record, frozen=True, kw_only=True):
+    """Energy of a token, as told by one window or as the slope over several lengths."""
+
+    j: float
+    uncertainty_j: float
+    wh_per_1000: float
+    tokens_per_j: float
+    how: str
+    """``per block``, or ``slope over tg32, tg128``"""
+    net_j: float | None = None
+    net_uncertainty_j: float | None = None
+
+
 class Energy(Record, frozen=True, kw_only=True):
     """Joules of a run. ``energy_j`` is measured or None with a reason; an estimate never lands in it."""
 
     energy_j: float | None
+    """Of the windows of all workloads together; loading and idling are windows of their own."""
     reason: str = ""
     source: str = ""
     scope: Scope | None = None
     net_j: float | None = None
     uncertainty_j: float | None = None
+    """Expanded (k = 2). Of a trial: with the spread of its rounds."""
     j_per_token: dict[str, float] = {}
     """By workload name."""
     estimate_low_j: float | None = None
     estimate_high_j: float | None = None
     estimate_model: str = ""
+    method: Literal["", "counter", "gauge"] = ""
+    channels: tuple[str, ...] = ()
+    """Those whose sum it is."""
+    update_hz: float | None = None
+    """How often the source told something new."""
+    n_updates: int = 0
+    net_uncertainty_j: float | None = None
+    mean_w: float | None = None
+    peak_w: float | None = None
+    idle_w: float | None = None
+    """Mean of before and after, without the model."""
+    idle_loaded_w: float | None = None
+    windows: tuple[WindowEnergy, ...] = ()
+    tokens: dict[str, TokenEnergy] = {}
+    """By workload name, and ``prefill`` and ``decode`` where several lengths give a slope."""
+    others_j: dict[str, float] = {}
+    """What other sources said about the same windows, by source and scope: to compare, never to add."""
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.energy_j is None) == (not self.reason):
             raise ValueError("Energy has either joules or a reason why there are none")
+
+
+class Cooldown(Record, frozen=True, kw_only=True):
+    """The wait before a run, until the machine was as cool as when the session began."""
+
+    waited_s: float
+    target_c: float | None = None
+    """None where a fixed time was asked for, or no temperature is known."""
+    reached_c: float | None = None
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------
@@ -336,3 +383,4 @@ class Run(Record, frozen=True, kw_only=True):
     provenance: Provenance
     sampler_cost_s: float | None = None
     """CPU seconds the sampler process used during the run."""
+    cooldown: Cooldown | None = None

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 
 from edgebench import stats
 from edgebench.analysis.disturbance import disturbed_blocks
+from edgebench.analysis.energy_source import EnergySource, choose
 from edgebench.analysis.findings import PI_NOW
 from edgebench.analysis.stretches import SHORTEST_STRETCH, stretches
 from edgebench.records import Block, Finding, Record, Run, Series
@@ -29,7 +30,6 @@ CLOCK_FELL = 0.05
 _WINDOWS = 100
 _FEWEST_TOKENS = 8
 _FIRST_S = 60.0
-_SCOPES = ("wall_ac", "dc_input", "module", "board_rails", "psys", "cpu_package+dram", "cpu_package", "soc_compute")
 
 
 class Point(Record, frozen=True, kw_only=True):
@@ -228,8 +228,10 @@ class _Readings:
         real = [one for one in series if one.channel.name == "throttle.pi_clock" and any(one.values)]
         self._clocks = real or [one for one in series if one.channel.name.startswith("cpufreq.")]
         self._throttles = [one for one in series if one.channel.name.startswith("throttle.")]
-        self._power = _widest_power(series)
-        self.power_scope = str(self._power.channel.scope or "") if self._power else ""
+        by_name = {one.channel.name: one for one in series if any(value is not None for value in one.values)}
+        chosen = choose([one.channel for one in by_name.values()], set(by_name))
+        self._power = [by_name[name] for name in chosen.channels] if isinstance(chosen, EnergySource) else []
+        self.power_scope = chosen.scope if isinstance(chosen, EnergySource) else ""
 
     def temperature(self, begin_ns: int, end_ns: int) -> float | None:
         """The hottest zone, C."""
@@ -240,13 +242,10 @@ class _Readings:
         return max(_means(self._clocks, begin_ns, end_ns), default=None)
 
     def power(self, begin_ns: int, end_ns: int) -> float | None:
-        """Mean power, W: of a gauge its readings, of a counter its growth."""
-        if self._power is None:
-            return None
-        if self._power.channel.kind == "gauge":
-            return next(iter(_means([self._power], begin_ns, end_ns)), None)
-        a, b = _value_at(self._power, begin_ns), _value_at(self._power, end_ns)
-        return None if a is None or b is None or b < a else (b - a) / (end_ns - begin_ns) * 1e9
+        """Mean power of the primary source, W; None where one of its channels was not read."""
+        values = [_watts(one, begin_ns, end_ns) for one in self._power]
+        known = [value for value in values if value is not None]
+        return math.fsum(known) if known and len(known) == len(values) else None
 
     def throttling(self, from_ns: int) -> list[str]:
         """What held the processor back from then on, in words."""
@@ -272,14 +271,12 @@ class _Readings:
         return words
 
 
-def _widest_power(series: Sequence[Series]) -> Series | None:
-    """The reading of power or energy that covers most of the machine; watts before joules where both are there."""
-    usable = [
-        one
-        for one in series
-        if one.channel.unit in ("W", "J") and one.channel.scope in _SCOPES and any(v is not None for v in one.values)
-    ]
-    return min(usable, key=lambda one: (_SCOPES.index(str(one.channel.scope)), one.channel.unit == "J"), default=None)
+def _watts(series: Series, begin_ns: int, end_ns: int) -> float | None:
+    """Of a gauge the mean of its readings, of a counter its growth over the time."""
+    if series.channel.kind == "gauge":
+        return next(iter(_means([series], begin_ns, end_ns)), None)
+    a, b = _value_at(series, begin_ns), _value_at(series, end_ns)
+    return None if a is None or b is None or b < a else (b - a) / (end_ns - begin_ns) * 1e9
 
 
 def _point(begin_ns: int, end_ns: int, rate: float, start_ns: int, read: _Readings) -> Point:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from edgebench.specs import Claim, DeviceProfile
 
 
-@click.group(short_help="Device profiles: list, show, detect.")
+@click.group(short_help="Device profiles: detect, list, show, draft.")
 def command() -> None:
     """Device profiles: what is declared about a device, with the source of each figure."""
 
@@ -53,16 +54,19 @@ def show(device_id: str, as_json: bool) -> None:
         _print_profile(profile)
 
 
-@command.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@click.option(
+_ROOT = click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path("/"),
     help="Look at a captured tree of another machine instead of this one.",
 )
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@_ROOT
 def detect(as_json: bool, root: Path) -> None:
-    """Say which profile fits this machine, and what its CPUs are."""
+    """Say which profile fits this machine and its GPUs, and what its CPUs are."""
     from edgebench import devices
     from edgebench.host import Host
     from edgebench.topology import default_threads, read_topology
@@ -71,15 +75,42 @@ def detect(as_json: bool, root: Path) -> None:
     topology = read_topology(host)
     profile = devices.detect(host, topology)
     threads, reason = default_threads(topology)
+    gpus, names = devices.accelerators(host), devices.gpu_names(host)
     if as_json:
-        answer = {"device": profile, "topology": topology, "default_threads": threads, "default_threads_reason": reason}
-        _print_json(answer)
+        answer = {"device": profile, "gpus": gpus, "gpu_names": names, "topology": topology}
+        _print_json({**answer, "default_threads": threads, "default_threads_reason": reason})
         return
     _print_profile(profile)
     model = topology.cpu_model
     click.echo(f"\nCPU      {model.value if model.value is not None else model.unknown_because}")
     click.echo(f"cores    {topology.clusters}")
     click.echo(f"threads  {threads}: {reason}")
+    for name in names:
+        known = next((gpu.id for gpu in gpus if name.lower() in {own.lower() for own in gpu.match.gpu}), None)
+        click.echo(f"GPU      {name}: {f'edgebench devices show {known}' if known else 'no profile'}")
+    if profile.generic:
+        click.echo("\nThis device has no profile of its own: edgebench devices draft writes a first one.")
+
+
+@command.command()
+@click.argument("device_id", metavar="[ID]", required=False, default="")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@_ROOT
+def draft(device_id: str, as_json: bool, root: Path) -> None:
+    """Write a first profile of this machine from what it says about itself, without serial numbers.
+
+    Its text goes to standard output: edgebench devices draft my-board > profiles/my-board.toml
+    """
+    from edgebench.draft import draft as write
+    from edgebench.host import Host
+    from edgebench.topology import read_topology
+
+    host = Host(root)
+    name, text = write(host, read_topology(host), device_id)
+    if as_json:
+        _print_json({"id": name, "toml": text})
+    else:
+        click.echo(text, nl=False)
 
 
 def _print_profile(profile: DeviceProfile) -> None:
@@ -87,25 +118,59 @@ def _print_profile(profile: DeviceProfile) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgebench.units import format_bytes_mib
-
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    rows = [("id", profile.id), ("device", profile.title + (" (generic)" if profile.generic else ""))]
-    for name, claim in (("cores", profile.cores), ("memory GB/s", profile.memory_bandwidth_gb_s)):
-        if claim is not None:
-            rows.append((name, f"{claim.value}{' (unverified)' if claim.unverified else ''}\n{claim.source}".strip()))
-    if profile.memory_bytes:
-        rows.append(("memory MiB", ", ".join(map(format_bytes_mib, profile.memory_bytes))))
-    if profile.isa:
-        rows.append(("instructions", " ".join(profile.isa)))
-    if profile.throttle:
-        rows.append(("throttling", profile.throttle))
-    rows.extend(("advice", line) for line in profile.advice)
-    for name, text in rows:
+    for name, text in _rows(profile):
         table.add_row(name, Text(text))
     Console(highlight=False).print(table)
+
+
+def _rows(profile: DeviceProfile) -> Iterator[tuple[str, str]]:
+    """What a profile says, line by line, each figure with its source below it."""
+    from edgebench.units import format_bytes_mib
+
+    yield "id", profile.id
+    yield "device", profile.title + (" (generic)" if profile.generic else "")
+    if profile.cores is not None:
+        yield "cores", _claim(profile.cores)
+    for cluster in profile.clusters:
+        clock = f" up to {_claim(cluster.max_clock_mhz, ' MHz')}" if cluster.max_clock_mhz is not None else ""
+        yield "cluster", f"{cluster.count} x {cluster.core}{clock}"
+    if profile.memory_bytes:
+        yield "memory MiB", ", ".join(map(format_bytes_mib, profile.memory_bytes))
+    if profile.memory_bandwidth_gb_s is not None:
+        yield "memory GB/s", _claim(profile.memory_bandwidth_gb_s)
+    if profile.isa:
+        yield "instructions", " ".join(profile.isa)
+    if profile.power_limit_w is not None:
+        yield "power limit", _claim(profile.power_limit_w, " W")
+    yield from _power_rows(profile)
+    if profile.throttle:
+        yield "throttling", profile.throttle
+    yield from (("slower", f"when {rule.when}: {rule.effect}") for rule in profile.throttle_rules)
+    if profile.build_flags:
+        yield "build", " ".join(f"-D{flag}" for flag in profile.build_flags)
+    yield from (("advice", line) for line in profile.advice)
+
+
+def _power_rows(profile: DeviceProfile) -> Iterator[tuple[str, str]]:
+    for mode in profile.power_modes:
+        watts = f": {_claim(mode.watts, ' W')}" if mode.watts is not None else ""
+        yield "power mode", mode.name + watts + (f"\n{mode.command}" if mode.command else "")
+    if profile.power is not None:
+        for rail in profile.power.rails:
+            yield "rail", f"{rail.label} ({rail.scope}{', total' if rail.total else ''})"
+        if profile.power.meter:
+            yield "measure with", profile.power.meter
+    draw = profile.power_draw
+    if draw is not None:
+        yield "idle", f"{_claim(draw.idle_w, f' W ({draw.scope}, {draw.meter})')}"
+        yield "full load", f"{_claim(draw.full_w, f' W ({draw.scope}, {draw.load})')}"
+
+
+def _claim(claim: Claim, unit: str = "") -> str:
+    return f"{claim.value}{unit}{' (unverified)' if claim.unverified else ''}\n{claim.source}".strip()
 
 
 def _short(claim: Claim | None) -> str:

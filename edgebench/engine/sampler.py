@@ -126,12 +126,15 @@ class WaitingTrack(Track):
     def _read_for_ever(self) -> None:
         while True:
             before = time.monotonic()
-            self.read()
+            self._read_once()
             rest_s = self.sensor.period_s - (time.monotonic() - before)
             if rest_s > 0:
                 time.sleep(rest_s)
 
     def read(self) -> None:
+        """Nothing: its thread reads."""
+
+    def _read_once(self) -> None:
         """One reading, stamped by the sensor."""
         values = self.sensor.read()
         taken_ns = self.sensor.taken_ns if isinstance(self.sensor, WaitsForAnswer) else time.monotonic_ns()

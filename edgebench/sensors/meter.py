@@ -3,8 +3,8 @@
 It sees what no sensor on the board sees (the supply, fans, drives), so its scope is the widest there is: ``wall_ac``
 before the power supply, ``dc_input`` behind it. Where it stands only its owner knows.
 
-A meter is named by one text, ``[SCOPE=]KIND:TARGET``, with ``--meter``, in ``EDGEBENCH_METER``, or as ``meter`` in a
-device profile:
+A meter is named by one text, ``[SCOPE=]KIND:TARGET``, with ``--meter``, in ``EDGEBENCH_METER``, or in a device profile
+as ``attached_meter``:
 
     shelly1:http://192.168.1.5      Shelly Gen1       shelly2:http://192.168.1.5     Shelly Gen2 and later
     tasmota:http://192.168.1.6      Tasmota           homeassistant:http://ha.local:8123/sensor.plug_power
@@ -183,7 +183,7 @@ def _doubt(name: str, value: float) -> str:
 
 def named(profile: DeviceProfile | None) -> str:
     """The text that names the meter: of the session (it travels in the profile), else of the environment."""
-    return (profile.meter if profile is not None else "") or os.environ.get(ENVIRONMENT, "")
+    return (profile.attached_meter if profile is not None else "") or os.environ.get(ENVIRONMENT, "")
 
 
 def detect(host: Host, profile: DeviceProfile | None) -> MeterSensor | None:

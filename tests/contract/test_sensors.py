@@ -37,13 +37,28 @@ EVERYTHING = {
     "sys/class/thermal/cooling_device0/cur_state": "0\n",
     "sys/class/power_supply/BAT0/type": "Battery\n",
     "sys/class/power_supply/BAT0/status": "Discharging\n",
+    "sys/class/power_supply/BAT0/uevent": "POWER_SUPPLY_STATUS=Discharging\nPOWER_SUPPLY_POWER_NOW=19195000\n"
+    "POWER_SUPPLY_ENERGY_NOW=32940000\n",
     "sys/class/power_supply/AC/type": "Mains\n",
     "sys/class/power_supply/AC/online": "0\n",
     "commands/cat watts.txt": "4.2 W\n",
     "commands/vcgencmd measure_clock arm": "frequency(48)=1500345728\n",
     "commands/powermetrics --samplers cpu_power,gpu_power -n 1 -i 500": "CPU Power: 947 mW\nCombined Power: 1100 mW\n",
+    "sys/class/powercap/intel-rapl:0/name": "package-0\n",
+    "sys/class/powercap/intel-rapl:0/energy_uj": "52649883221\n",
+    "sys/class/powercap/intel-rapl:0/max_energy_range_uj": "262143328850\n",
+    "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1/in1_label": "VDD_IN\n",
+    "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1/in1_input": "4960\n",
+    "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1/curr1_input": "960\n",
+    "sys/class/hwmon/hwmon5/name": "powerz\n",
+    "sys/class/hwmon/hwmon5/in0_input": "5090\n",
+    "sys/class/hwmon/hwmon5/curr1_input": "1400\n",
+    "sys/class/hwmon/hwmon6/name": "power_meter\n",
+    "sys/class/hwmon/hwmon6/power1_average": "42000000\n",
+    "commands/vcgencmd pmic_read_adc": " VDD_CORE_A current(7)=6.22421000A\n VDD_CORE_V volt(15)=0.86173300V\n",
+    "commands/nvml": '[{"energy_mj": 5, "instant_mw": 11170, "temperature_c": 35, "memory_process_bytes": 7}]\n',
 }
-NAMED = DeviceProfile(id="named", title="a board with a meter", match=Match(), meter="command:cat watts.txt")
+NAMED = DeviceProfile(id="named", title="a board with a meter", match=Match(), attached_meter="command:cat watts.txt")
 """A meter is there because somebody says so; everything else is found."""
 NAMES_AND_TYPES = re.compile(r"(type|name|label|cgroup)$")
 

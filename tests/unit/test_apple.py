@@ -14,20 +14,26 @@ from edgebench.host import Host
 from edgebench.sensors import apple
 from edgebench.sensors.base import WaitsForAnswer
 
-OUTPUTS = json.loads((Path(__file__).parents[1] / "trees/powermetrics.json").read_text())
+TREES = Path(__file__).parents[1] / "trees"
 COMMAND = "commands/powermetrics --samplers cpu_power,gpu_power -n 1 -i 500"
 
 
-def mac(root: Path, output: str) -> Host:
+def output(machine: str) -> str:
+    return json.loads((TREES / f"{machine}.json").read_text())[COMMAND]
+
+
+def mac(root: Path, said: str) -> Host:
     (root / "commands").mkdir(exist_ok=True)
-    (root / COMMAND).write_text(output)
+    (root / COMMAND).write_text(said)
     return Host(root)
 
 
-@pytest.mark.parametrize(("system", "watts", "elapsed_s"), [("m1", 1.1, 0.50451), ("newer", 2.32, 0.5012)])
-def test_the_parts_add_up_and_a_repeated_or_wider_line_does_not_count(tmp_path, system, watts, elapsed_s):
-    assert apple.parse_powermetrics(OUTPUTS[system]) == (pytest.approx(watts), pytest.approx(elapsed_s))
-    sensor = apple.detect(mac(tmp_path, OUTPUTS[system]), None)
+@pytest.mark.parametrize(
+    ("machine", "watts", "elapsed_s"), [("macbook-air-m1", 1.1, 0.50451), ("mac-newer-system", 2.32, 0.5012)]
+)
+def test_the_parts_add_up_and_a_repeated_or_wider_line_does_not_count(tmp_path, machine, watts, elapsed_s):
+    assert apple.parse_powermetrics(output(machine)) == (pytest.approx(watts), pytest.approx(elapsed_s))
+    sensor = apple.detect(mac(tmp_path, output(machine)), None)
     assert isinstance(sensor, WaitsForAnswer)
     assert sensor.read() == [pytest.approx(watts)]
     assert time.monotonic_ns() - sensor.taken_ns >= 0.25e9
@@ -35,9 +41,9 @@ def test_the_parts_add_up_and_a_repeated_or_wider_line_does_not_count(tmp_path, 
     assert (channel.unit, channel.kind, channel.scope) == ("W", "gauge", "soc_compute")
 
 
-@pytest.mark.parametrize("output", ["", "powermetrics must be invoked as the superuser", "GPU Power: 12 mW\n"])
-def test_without_the_processors_part_there_is_no_total(tmp_path, output):
-    assert apple.detect(mac(tmp_path, output), None) is None
+@pytest.mark.parametrize("said", ["", "powermetrics must be invoked as the superuser", "GPU Power: 12 mW\n"])
+def test_without_the_processors_part_there_is_no_total(tmp_path, said):
+    assert apple.detect(mac(tmp_path, said), None) is None
     sensor = apple.PowermetricsSensor(Host(tmp_path))
     assert sensor.read() == [None]
     assert sensor.trouble

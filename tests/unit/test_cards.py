@@ -136,3 +136,31 @@ def test_an_unknown_card_says_what_was_meant():
 def test_an_unreadable_card_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         cards.read_model_card(tmp_path / "none.toml")
+
+
+WRONG_PROFILES = {
+    "claim in a list": (PROFILE + "[[clusters]]\ncore = 'A'\ncount = 4\nmax_clock_mhz = { value = 1 }\n",
+                        "'clusters[0].max_clock_mhz' with neither"),
+    "unknown key in a rail": (PROFILE + "[power]\nrails = [{ label = 'A', scope = 'module', sum = true }]\n",
+                              "unknown field `sum` - at `$.power.rails[0]`"),
+    "unknown scope": (PROFILE + "[power]\nrails = [{ label = 'A', scope = 'room', total = true }]\n",
+                      "Invalid enum value 'room' - at `$.power.rails[0].scope`"),
+    "rails without a total": (PROFILE + "[power]\nrails = [{ label = 'A', scope = 'module' }]\n", "marks no rail"),
+    "a rail twice": (PROFILE + "[power]\nrails = [{ label = 'A', scope = 'module', total = true }, "
+                     "{ label = 'A', scope = 'module' }]\n", "a label twice under 'power.rails'"),
+    "cores that do not add up": (PROFILE + "[[clusters]]\ncore = 'A'\ncount = 3\n", "'cores' = 4"),
+    "a range upside down": (PROFILE.replace("[match]", "[match]\nmemory_gib = [8, 4]"), "'match.memory_gib'"),
+    "a machine by its GPU": (PROFILE + "[[also]]\ngpu = ['Tesla T4']\n", "'also[0].gpu'"),
+    "a GPU by its machine": (PROFILE.replace("[match]", "kind = 'gpu'\n[match]"), "'match.gpu'"),
+    "unknown rule": (PROFILE.replace("[match]", "[match]\ndevice_tree_model = ['A']"), "device_tree_model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG_PROFILES)
+def test_a_wrong_profile_is_refused_with_its_file_and_key(name, write):
+    content, says = WRONG_PROFILES[name]
+    path = write(content, "board.toml")
+    with pytest.raises(UsageError) as caught:
+        cards.read_device_profile(path)
+    assert str(path) in caught.value.what
+    assert says in caught.value.what

@@ -90,7 +90,7 @@ def sensor(text: str, host: Host | None = None) -> meter.MeterSensor:
 
 
 def profile(text: str) -> DeviceProfile:
-    return DeviceProfile(id="x", title="x", match=Match(), meter=text)
+    return DeviceProfile(id="x", title="x", match=Match(), attached_meter=text)
 
 
 def power(one: meter.MeterSensor) -> float | None:

@@ -235,7 +235,8 @@ def test_an_idle_power_clamp_is_state_zero(tmp_path):
     ],
 )
 def test_whether_the_battery_feeds_the_machine(status, online, discharging, tmp_path):
-    changes = {"sys/class/power_supply/BAT0/status": status, "sys/class/power_supply/AC/online": online}
+    supply = "sys/class/power_supply"
+    changes = {f"{supply}/BAT0/uevent": None, f"{supply}/BAT0/status": status, f"{supply}/AC/online": online}
     sensor = battery.detect(tree(tmp_path, "laptop-i5-1340p", **changes), None)
     assert sensor is not None
     values = readings(sensor)
