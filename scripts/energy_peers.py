@@ -11,7 +11,7 @@ the user's work took. What its own calls took beside that is told apart.
 
 Target: edgebench within 1 % for every load, on windows of 10 s and more.
 
-    python scripts/energy_peers.py                  # four loads, windows of 20 s
+    python scripts/energy_peers.py                  # five loads, windows of 20 s
     python scripts/energy_peers.py --window 60s --json energy.json
 """
 
@@ -53,11 +53,20 @@ READY_S = 120.0
 # --- loads ------------------------------------------------------------------------------------------------------------
 
 
+PACKAGE = {"intel-rapl:0": ("package-0", 1.0), "intel-rapl:0:0": ("core", 2 / 3)}
+MIRRORED = {"intel-rapl:0": ("package-0-die-0", 1.0), "intel-rapl:1": ("package-0-die-1", 1.0)}
+"""As on AMD parts with several dies: every die shows the counter of the whole package (codecarbon issue 1274)."""
+
+
 class Load(msgspec.Struct, frozen=True):
-    """Energy since the start as a function of time, in J; ``begins_at`` is the counter's first value, in uJ."""
+    """What one tree shows."""
 
     energy_j: Callable[[float], float]
+    """Energy since the start as a function of time, s to J."""
     begins_at: int = 52_649_883_221
+    """First value of the counters, uJ."""
+    zones: dict[str, tuple[str, float]] = msgspec.field(default_factory=lambda: PACKAGE)
+    """By the name of its folder: a zone's name, and its share of the energy."""
 
 
 def pulses(low_w: float, high_w: float, period_s: float, high_s: float) -> Callable[[float], float]:
@@ -81,6 +90,7 @@ LOADS = {
     "steps": Load(pulses(4.0, 28.0, 7.0, 3.0)),
     "bursts": Load(pulses(6.0, 60.0, 2.1, 0.1)),
     "wave, and the counter starts again": Load(wave(15.0, 10.0, 3.7), begins_at=RANGE_UJ - 150_000_000),
+    "two dies that show one counter": Load(lambda t_s: 12.5 * t_s, zones=MIRRORED),
 }
 
 
@@ -91,30 +101,29 @@ def plant(root: Path, load: Load) -> None:
     """The folders and links that powercap shows, with the counters at their first values."""
     folder = Host(root).sys("class/powercap")
     control = folder / "intel-rapl"
-    package, core = control / "intel-rapl:0", control / "intel-rapl:0" / "intel-rapl:0:0"
-    core.mkdir(parents=True)
-    for zone, name in ((package, "package-0"), (core, "core")):
-        (zone / "name").write_text(f"{name}\n")
-        (zone / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
-        (zone / "enabled").write_text("1\n")
-        (zone / "energy_uj").write_text(f"{load.begins_at:0{DIGITS}d}\n")
-        (folder / zone.name).symlink_to(zone.relative_to(folder))
+    control.mkdir(parents=True)
     (control / "subsystem").symlink_to("..")
+    for zone, (name, _) in load.zones.items():
+        parent, inside, _ = zone.rpartition(":")
+        place = control / parent / zone if inside and parent in load.zones else control / zone
+        place.mkdir()
+        (place / "name").write_text(f"{name}\n")
+        (place / "max_energy_range_uj").write_text(f"{RANGE_UJ}\n")
+        (place / "enabled").write_text("1\n")
+        (place / "energy_uj").write_text(f"{load.begins_at:0{DIGITS}d}\n")
+        (folder / zone).symlink_to(place.relative_to(folder))
 
 
 def write(root: Path, load: Load, from_ns: int) -> None:
-    """Advance the counters until killed; a core takes two thirds of its package."""
+    """Advance the counters until killed."""
     folder = Host(root).sys("class/powercap")
-    shares = {os.open(folder / zone / "energy_uj", os.O_WRONLY): share for zone, share in ZONES.items()}
+    shares = {os.open(folder / zone / "energy_uj", os.O_WRONLY): share for zone, (_, share) in load.zones.items()}
     while True:
         t_s = (time.monotonic_ns() - from_ns) / 1e9
         for fd, share in shares.items():
             counted = (load.begins_at + round(load.energy_j(t_s) * share * 1e6)) % RANGE_UJ
             os.pwrite(fd, f"{counted:0{DIGITS}d}\n".encode(), 0)
         time.sleep(STEP_S)
-
-
-ZONES = {"intel-rapl:0": 1.0, "intel-rapl:0:0": 2 / 3}
 
 
 @contextmanager

@@ -66,7 +66,8 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
     "workloads",
     multiple=True,
     metavar="NAME",
-    help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache. Repeatable.",
+    help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache; sustained:<TIME>: decode for so long, to "
+    "see when the device slows down. Repeatable.",
 )
 @click.option("--budget", metavar="TIME", help="Time for measuring: 90s, 10m.")
 @click.option(
