@@ -92,18 +92,9 @@ class ModelCard(Spec, frozen=True, kw_only=True):
 
 
 Scope = Literal[
-    "wall_ac",
-    "dc_input",
-    "module",
-    "board_rails",
-    "psys",
-    "cpu_package",
-    "cpu_package+dram",
-    "soc_compute",
-    "gpu_board",
-    "component",
-    "estimate",
-]
+    "wall_ac", "dc_input", "module", "board_rails", "psys", "cpu_package", "cpu_package+dram", "soc_compute",
+    "gpu_board", "component", "estimate",
+]  # fmt: skip
 """What a figure of power or energy covers. ``component``: one rail or block, never the figure of a device."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgebench.doctor import Section
+    from edgebench.doctor import Section, Step
 
 _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "missing": ("none", "dim")}
 
@@ -22,7 +22,8 @@ _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "missing": ("none",
     default=Path("/"),
     help="Examine a captured tree of another machine instead of this one.",
 )
-def command(as_json: bool, root: Path) -> None:
+@click.option("--tune", is_flag=True, help="Print the commands that would quieten this machine; none of them is run.")
+def command(as_json: bool, root: Path, tune: bool) -> None:
     """Examine this machine without changing or timing anything.
 
     Each line is "ok", "warn" (it works, but numbers suffer) or "none" (not there), and ends with the exact fix.
@@ -30,13 +31,39 @@ def command(as_json: bool, root: Path) -> None:
     from edgebench import doctor
     from edgebench.host import Host
 
+    if tune:
+        steps = doctor.tuning(Host(root))
+        if as_json:
+            _print_json({"steps": steps})
+        else:
+            _print_steps(steps)
+        return
     sections = doctor.examine(Host(root))
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode({"sections": sections}))
+        _print_json({"sections": sections})
     else:
         _render(sections)
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(value))
+
+
+def _print_steps(steps: Sequence[Step]) -> None:
+    """A script that a person may read, change and run: comments and commands only."""
+    if not steps:
+        click.echo("# nothing to do: no known setting of this machine would make it quieter")
+        return
+    click.echo("# Nothing of this was run. Read it, then run what you want:")
+    for step in steps:
+        click.echo(f"\n# {step.why}\n{step.command}")
+    back = [line for step in reversed(steps) for line in step.undo.splitlines()]
+    if back:
+        click.echo("\n# the way back (the next boot does the same)")
+        for line in back:
+            click.echo(f"# {line}")
 
 
 def _render(sections: Sequence[Section]) -> None:

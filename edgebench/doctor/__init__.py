@@ -5,7 +5,9 @@ Nothing is changed and nothing is timed. A runtime's native library is only ever
     checks.py    a check as data
     machine.py   what this machine is
     sensing.py   what can be measured, and why not
+    energy.py    which source the energy of a run would come from
     noise.py     what would disturb a measurement now
+    tune.py      commands that would quieten the machine, with the way back
     software.py  runtimes, their builds, and where files go
 """
 
@@ -16,15 +18,17 @@ from collections.abc import Mapping
 
 from edgebench import devices
 from edgebench.doctor.checks import Check, Section, State
+from edgebench.doctor.energy import examine_energy
 from edgebench.doctor.machine import examine_machine
 from edgebench.doctor.noise import examine_noise
-from edgebench.doctor.sensing import examine_sensors
+from edgebench.doctor.sensing import examine_sensors, sense
 from edgebench.doctor.software import Ask, examine_places, examine_runtimes
+from edgebench.doctor.tune import Step, quieten
 from edgebench.engine.about import about
 from edgebench.host import Host
 from edgebench.topology import read_topology
 
-__all__ = ["Check", "Section", "State", "examine"]
+__all__ = ["Check", "Section", "State", "Step", "examine", "tuning"]
 
 
 def examine(
@@ -48,12 +52,24 @@ def examine(
     topology = read_topology(host)
     profile = devices.detect(host, topology)
     here = (os.environ if environment is None else environment) if host.is_live else {}
+    sensed = sense(host, profile)
     sections = [
         examine_machine(host, topology, profile),
-        examine_sensors(host, topology, profile),
+        examine_sensors(host, sensed),
+        examine_energy(host, topology, profile, sensed),
         examine_noise(host, topology, here, watch_s),
         examine_runtimes(host, topology, ask),
     ]
     if host.is_live:
         sections.append(examine_places())
     return tuple(sections)
+
+
+def tuning(host: Host, environment: Mapping[str, str] | None = None) -> tuple[Step, ...]:
+    """Commands that would quieten a machine; nothing is run.
+
+    Raises:
+        HostError: when the machine does not tell how many CPUs it has, or no device profile fits.
+    """
+    here = (os.environ if environment is None else environment) if host.is_live else {}
+    return quieten(host, devices.detect(host, read_topology(host)), here)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgebench import provenance
+from edgebench import devices, provenance
 from edgebench.doctor.checks import Check, Section
 from edgebench.host import Host
 from edgebench.kerneltext import parse_sizes
@@ -18,6 +18,7 @@ def examine_machine(host: Host, topology: Topology, profile: DeviceProfile) -> S
     threads, why = default_threads(topology)
     checks = (
         _board(profile, board),
+        *_gpus(host),
         _fact("cpu", topology.cpu_model),
         _cores(topology),
         Check(name="threads", state="ok", says=f"{threads} by default: {why}"),
@@ -33,8 +34,16 @@ def _board(profile: DeviceProfile, board: str) -> Check:
     seen = f", which says {board!r}" if board else ""
     if profile.generic:
         says = f"no profile of its own{seen}; using {profile.id}"
-        return Check(name="device", state="ok", says=says)
+        fix = "to give it one: edgebench devices draft, then add what its maker declares"
+        return Check(name="device", state="ok", says=says, fix=fix if board else "")
     return Check(name="device", state="ok", says=f"{profile.title} ({profile.id}){seen}")
+
+
+def _gpus(host: Host) -> list[Check]:
+    names = devices.gpu_names(host)
+    known = {profile.id for profile in devices.accelerators(host)}
+    says = ", ".join(names) + (f" ({', '.join(sorted(known))})" if known else "")
+    return [Check(name="gpu", state="ok", says=says)] if names else []
 
 
 def _cores(topology: Topology) -> Check:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 
 from edgebench.doctor.checks import Check, Section
-from edgebench.host import Host
-from edgebench.provenance import governor, speed_variables
+from edgebench.host import Host, Unavailable
+from edgebench.provenance import device_tree_model, governor, speed_variables
 from edgebench.sensors import battery, contention, throttle
 from edgebench.topology import Topology
 
@@ -18,7 +18,7 @@ _CPUS = "devices/system/cpu"
 
 def examine_noise(host: Host, topology: Topology, environment: Mapping[str, str], watch_s: float = 1.0) -> Section:
     """Conditions now; load and stolen time are watched for ``watch_s`` seconds on a live machine."""
-    checks = [_governor(host), _turbo(host), *_battery(host), *_throttled(host), _swap(host)]
+    checks = [_governor(host), _turbo(host), *_power_mode(host), *_battery(host), *_throttled(host), _swap(host)]
     checks.extend(_load(host, topology, watch_s))
     variables = speed_variables(environment)
     if variables:
@@ -53,6 +53,31 @@ def _turbo(host: Host) -> Check:
         if text is not None:
             return Check(name="turbo", state="ok", says="off")
     return Check(name="turbo", state="missing", says="unknown: the kernel shows no switch for it")
+
+
+def _power_mode(host: Host) -> list[Check]:
+    """The firmware's mode of a laptop, NVIDIA's of a Jetson; nothing where there is no such choice."""
+    mode = host.try_read(host.sys("firmware/acpi/platform_profile"))
+    if mode is not None:
+        if mode == "performance":
+            return [Check(name="power mode", state="ok", says=mode)]
+        says = f"{mode}: the firmware may hold back power and clocks"
+        fix = f"echo performance | sudo tee {Host().sys('firmware/acpi/platform_profile')}"
+        offered = "performance" in (host.try_read(host.sys("firmware/acpi/platform_profile_choices")) or "").split()
+        return [Check(name="power mode", state="warn", says=says, fix=fix if offered else "")]
+    if "Jetson" not in (device_tree_model(host) or ""):
+        return []
+    try:
+        answer = host.run(["nvpmodel", "-q"])
+    except Unavailable as reason:
+        fix = "sudo nvpmodel -q   (and note the mode with the result)"
+        return [Check(name="power mode", state="missing", says=f"unknown: {reason}", fix=fix)]
+    line = next((line for line in answer.stdout.splitlines() if "Power Mode" in line), "")
+    if not line:
+        return [
+            Check(name="power mode", state="missing", says="unknown: nvpmodel says nothing", fix="sudo nvpmodel -q")
+        ]
+    return [Check(name="power mode", state="ok", says=line.rpartition(":")[2].strip())]
 
 
 def _battery(host: Host) -> list[Check]:

@@ -1,76 +1,80 @@
-"""What can be measured here: each sensor is detected and read once, and energy says why it is absent."""
+"""What can be measured here: each sensor is detected and read once, and says why it is absent or silent."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
 from edgebench import registry
 from edgebench.doctor.checks import Check, Section
-from edgebench.host import Host, Unavailable
-from edgebench.provenance import virtualization
+from edgebench.host import Host
+from edgebench.records import Channel
 from edgebench.sensors.base import Sensor
 from edgebench.specs import DeviceProfile
-from edgebench.topology import Topology
 
 _SHOWN = 6
 
 
-def examine_sensors(host: Host, topology: Topology, profile: DeviceProfile) -> Section:
-    """One check for each sensor, then one for energy."""
-    checks, has_energy = [], False
+@dataclass(frozen=True)
+class Sensed:
+    """One member of the family ``sensors`` on this machine, and one reading of it."""
+
+    name: str
+    module: ModuleType
+    sensor: Sensor | None
+    channels: tuple[Channel, ...] = ()
+    values: tuple[float | None, ...] = ()
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """Channels that give a value now."""
+        return tuple(
+            channel.name for channel, value in zip(self.channels, self.values, strict=True) if value is not None
+        )
+
+    def explain(self, host: Host, hook: str, otherwise: str, fix: str = "") -> tuple[str, str]:
+        """Why there is no sensor (``absent``) or no value (``unreadable``), and the exact remedy, where it knows."""
+        ask = getattr(self.module, hook, None)
+        says, remedy = ask(host) if ask is not None else (otherwise, fix)
+        return str(says), str(remedy)
+
+
+def sense(host: Host, profile: DeviceProfile) -> tuple[Sensed, ...]:
+    """Detect and read every sensor once."""
+    found = []
     for name in registry.names("sensors"):
         module = registry.load("sensors", name)
-        sensor = module.detect(host, profile)
+        sensor: Sensor | None = module.detect(host, profile)
         if sensor is None:
-            explain = getattr(module, "absent", None)
-            why, fix = explain(host) if explain is not None else (f"nothing here answers to {name}", "")
-            checks.append(Check(name=name, state="missing", says=why, fix=fix))
-            continue
-        has_energy = has_energy or any(channel.unit in {"J", "W"} for channel in sensor.channels())
-        checks.append(_reading(name, sensor))
-    if not has_energy:
-        checks.append(_no_energy(host, topology))
+            found.append(Sensed(name, module, None))
+        else:
+            found.append(Sensed(name, module, sensor, tuple(sensor.channels()), tuple(sensor.read())))
+    return tuple(found)
+
+
+def examine_sensors(host: Host, sensed: Sequence[Sensed]) -> Section:
+    """One check for each sensor."""
+    checks = []
+    for one in sensed:
+        if one.sensor is None:
+            why, fix = one.explain(host, "absent", f"nothing here answers to {one.name}")
+            checks.append(Check(name=one.name, state="missing", says=why, fix=fix))
+        else:
+            checks.append(_reading(host, one, one.sensor))
     return Section(title="What can be measured", checks=tuple(checks))
 
 
-def _reading(name: str, sensor: Sensor) -> Check:
+def _reading(host: Host, one: Sensed, sensor: Sensor) -> Check:
     """Channels that answer now. Those of a watched process are silent until one is watched: no fault of theirs."""
-    channels, values = sensor.channels(), sensor.read()
-    if hasattr(sensor, "watch"):
-        answering = [channel.name for channel in channels]
-    else:
-        answering = [channel.name for channel, value in zip(channels, values, strict=True) if value is not None]
-    silent = len(channels) - len(answering)
+    watched = hasattr(sensor, "watch")
+    answering = tuple(channel.name for channel in one.channels) if watched else one.answering
+    silent = len(one.channels) - len(answering)
     if not answering:
         says = f"found, but none of its {silent} channels gives a value"
-        return Check(name=name, state="warn", says=says, fix="try again as root: sudo edgebench doctor")
-    shown = ", ".join(channel.removeprefix(f"{name}.") for channel in answering[:_SHOWN])
+        why, fix = one.explain(host, "unreadable", "", "try again as root: sudo edgebench doctor")
+        return Check(name=one.name, state="warn", says=f"{says}: {why}" if why else says, fix=fix)
+    shown = ", ".join(name.removeprefix(f"{one.name}.") for name in answering[:_SHOWN])
     more = f" and {len(answering) - _SHOWN} more" if len(answering) > _SHOWN else ""
     off = f"; {silent} switched off now" if silent else ""
-    return Check(name=name, state="ok", says=f"{shown}{more} at {1 / sensor.period_s:g} Hz{off}")
-
-
-def _no_energy(host: Host, topology: Topology) -> Check:
-    """Energy is not read by this version; say what the machine would offer."""
-    meter = "use a USB or wall meter; nothing is guessed in its place."
-    there = _power_sources(host)
-    if there:
-        says = f"not measured: this machine has {' and '.join(there)}, but this version reads no energy sensor yet"
-    elif virtualization(host, topology.flags).value not in {"none", None}:
-        says = "not measurable: no powercap zone (RAPL) and no power rail is visible, because this is a virtual machine"
-    else:
-        says = "not measurable: no powercap zone (RAPL) and no power rail (INA3221, PMIC) is visible"
-    return Check(name="energy", state="missing", says=says, fix=meter)
-
-
-def _power_sources(host: Host) -> list[str]:
-    """What on this machine could tell power or energy."""
-    found = []
-    if host.glob(host.sys("class/powercap"), "intel-rapl:*"):
-        found.append("powercap zones (RAPL)")
-    if host.glob(host.sys("bus/i2c/drivers"), "ina3221*/*"):
-        found.append("INA3221 rails")
-    try:
-        if "current(" in host.run(["vcgencmd", "pmic_read_adc"]).stdout:
-            found.append("PMIC rails (Raspberry Pi 5)")
-    except Unavailable:
-        pass  # no such tool: no such rails
-    return found
+    return Check(name=one.name, state="ok", says=f"{shown}{more} at {1 / sensor.period_s:g} Hz{off}")

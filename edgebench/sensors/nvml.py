@@ -163,3 +163,10 @@ def absent(host: Host) -> tuple[str, str]:
     except OSError as error:
         return f"NVIDIA's library does not start: {error}", "make `nvidia-smi` work first."
     return "NVIDIA's library answers, but refuses power and energy (a Jetson, an old or a shared GPU)", ""
+
+
+def recording(nvml: Nvml) -> str:
+    """What every GPU answers now, as a captured tree keeps it in ``commands/nvml``; no process is asked about."""
+    asked = [question for question in _QUESTIONS if "process" not in question]
+    answers = [{question: nvml.ask(gpu, question) for question in asked} for gpu in range(nvml.count())]
+    return msgspec.json.encode(answers).decode()

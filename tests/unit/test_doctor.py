@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click.testing
@@ -61,6 +62,7 @@ def test_a_raspberry_pi_5_as_text(tmp_path, monkeypatch):
         "under-voltage since boot, throttled since boot",
         "zram",
         "board, 3V7_WL_SW, 3V3_SYS",
+        "pmic.board (board_rails, gauge)",
     ):
         assert expected in shown.stdout, expected
     assert str(tmp_path) not in shown.stdout  # fixes are for the board itself
@@ -93,14 +95,139 @@ def test_a_laptop_on_battery_with_moving_clocks(tmp_path):
     assert found["swap"].state == "ok"
     assert "psys" in found["rapl"].says
     assert "power" in found["battery"].says
+    assert found["energy"].says.startswith("rapl.psys (psys, counter)")
+    assert "check of the primary source" in found["battery.power"].says
     assert "4 performance cores (8 threads) + 8 efficiency cores" in found["cores"].says
 
 
-def test_a_jetson_says_which_rails_are_there_and_that_a_zone_is_off(tmp_path):
-    found = checks(tree(tmp_path, "jetson-orin-nano"))
+def test_a_laptop_whose_counters_are_for_root_alone_is_told_how_to_open_them_and_the_price(tmp_path):
+    trees = json.loads((TREES / "laptop-i5-1340p.json").read_text())
+    closed = "".join(f"EACCES {name}\n" for name in trees if name.endswith("energy_uj"))
+    found = checks(tree(tmp_path, "laptop-i5-1340p", refused=closed))
+    assert found["rapl"].state == "warn"
+    assert "CVE-2020-8694" in found["rapl"].says
+    assert "udev rule" in found["rapl"].fix
+    assert "watch" in found["rapl"].fix
+    assert "psys" in found["rapl.psys"].says
+    assert found["rapl.psys"].says.endswith("see rapl above")
+    assert found["energy"].says.startswith("battery.")
+
+
+def test_a_jetson_measures_its_total_rail_and_says_that_a_zone_is_off(tmp_path):
+    mode = {"commands/nvpmodel -q": "NV Power Mode: 25W\n1\n"}
+    found = checks(tree(tmp_path, "jetson-orin-nano", **mode))
     assert "VDD_IN" in found["ina3221"].says
+    assert found["energy"].state == "ok"
+    assert found["energy"].says.startswith("ina3221.VDD_IN (module, gauge)")
+    assert "is part of ina3221.VDD_IN" in found["parts"].says
     assert "1 switched off" in found["thermal"].says
     assert found["throttle"].state == "missing"
+    assert (found["power mode"].state, found["power mode"].says) == ("ok", "25W")
+
+
+def test_a_jetson_whose_rails_are_closed_says_so_once_with_the_exact_fix(tmp_path):
+    trees = json.loads((TREES / "jetson-orin-nano.json").read_text())
+    closed = "".join(f"EACCES {name}\n" for name in trees if re.search(r"ina3221.*_input$", name))
+    found = checks(tree(tmp_path, "jetson-orin-nano", refused=closed))
+    assert found["ina3221"].state == "warn"
+    assert found["ina3221"].fix.startswith("sudo chmod a+r /sys/")
+    assert found["ina3221.VDD_IN"].says.endswith("see ina3221 above")
+    assert found["ina3221.VDD_IN"].fix == ""
+    assert "nvpmodel" in found["power mode"].fix
+
+
+def test_a_board_without_a_sensor_is_sent_to_the_meter_of_its_profile(tmp_path):
+    changes = {
+        "sys/firmware/devicetree/base/model": "Raspberry Pi 4 Model B Rev 1.5\0",
+        "commands/vcgencmd pmic_read_adc": 'error=1 error_msg="Command not registered"\n',
+    }
+    found = checks(tree(tmp_path, "raspberry-pi-5", **changes))
+    assert found["energy"].state == "missing"
+    assert "USB meter" in found["energy"].fix
+    assert "USB-C or wall meter" in found["pmic"].fix
+
+
+def test_a_gpu_is_a_source_of_its_own(tmp_path):
+    card = {
+        "proc/driver/nvidia/version": "NVRM version\n",
+        "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t NVIDIA GeForce RTX 3060\n",
+        "commands/nvml": '[{"energy_mj": 5000, "instant_mw": 20000}]',
+    }
+    found = checks(tree(tmp_path, "raspberry-pi-5", **card))
+    assert found["gpu"].says == "NVIDIA GeForce RTX 3060 (rtx-3060)"
+    assert found["energy"].says.startswith("pmic.board")
+    assert found["energy, on a GPU"].state == "ok"
+
+
+# --- quieter ----------------------------------------------------------------------------------------------------------
+
+
+def steps(host: Host, **environment: str) -> dict[str, doctor.Step]:
+    return {step.command: step for step in doctor.tuning(host, environment)}
+
+
+def test_tuning_gives_commands_with_reasons_and_the_way_back(tmp_path):
+    policy = "sys/devices/system/cpu/cpufreq"
+    changes = {
+        "proc/swaps": "Filename\tType\tSize\tUsed\tPriority\n/home/a\\040b/swap file 8 0 -2\n",
+        "sys/firmware/acpi/platform_profile": "balanced\n",
+        "sys/firmware/acpi/platform_profile_choices": "low-power balanced performance\n",
+    }
+    found = steps(tree(tmp_path, "laptop-i5-1340p", **changes))
+    assert [command.split(" ")[0:2] for command in found] == [
+        ["echo", "performance"],
+        ["echo", "performance"],
+        ["echo", "1"],
+        ["sudo", "swapoff"],
+    ]
+    governor = found[f"echo performance | sudo tee /{policy}/policy*/scaling_governor"]
+    assert governor.undo == f"echo powersave | sudo tee /{policy}/policy*/scaling_governor"
+    turbo = found["echo 1 | sudo tee /sys/devices/system/cpu/intel_pstate/no_turbo"]
+    assert turbo.undo == "echo 0 | sudo tee /sys/devices/system/cpu/intel_pstate/no_turbo"
+    assert found["sudo swapoff '/home/a b/swap'"].undo == "sudo swapon '/home/a b/swap'"
+    assert all(step.why for step in found.values())
+
+
+def test_the_way_back_names_each_policy_where_they_differ(tmp_path):
+    policy = "sys/devices/system/cpu/cpufreq"
+    changes = {f"{policy}/policy0/scaling_governor": "performance\n"}
+    found = steps(tree(tmp_path, "jetson-orin-nano", **changes))
+    undo = found[f"echo performance | sudo tee /{policy}/policy*/scaling_governor"].undo
+    assert undo == f"echo schedutil | sudo tee /{policy}/policy4/scaling_governor"
+    assert found["sudo jetson_clocks --store && sudo jetson_clocks"].undo == "sudo jetson_clocks --restore"
+
+
+def test_a_quiet_machine_needs_no_command(tmp_path):
+    changes = {
+        "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "performance\n",
+        "proc/swaps": "Filename\tType\tSize\tUsed\tPriority\n",
+    }
+    assert steps(tree(tmp_path, "raspberry-pi-5", **changes)) == {}
+    shown = click.testing.CliRunner().invoke(command, ["--tune", "--root", str(tmp_path)], catch_exceptions=False)
+    assert shown.stdout.startswith("# nothing to do")
+
+
+def test_tune_prints_a_script_of_comments_and_commands(tmp_path):
+    host = tree(tmp_path, "raspberry-pi-5")
+    shown = click.testing.CliRunner().invoke(command, ["--tune", "--root", str(tmp_path)], catch_exceptions=False)
+    lines = [line for line in shown.stdout.splitlines() if line and not line.startswith("#")]
+    assert lines == list(steps(host))
+    assert "# echo ondemand | sudo tee" in shown.stdout
+    assert str(tmp_path) not in shown.stdout
+    said = click.testing.CliRunner().invoke(command, ["--tune", "--json", "--root", str(tmp_path)])
+    assert [step["command"] for step in json.loads(said.stdout)["steps"]] == lines
+
+
+def test_speed_variables_are_unset(tmp_path):
+    host = Host()
+    assert "unset OMP_NUM_THREADS" in steps(host, OMP_NUM_THREADS="2")
+
+
+def test_a_power_mode_that_holds_back_is_a_warning(tmp_path):
+    mode = {"sys/firmware/acpi/platform_profile": "low-power\n"}
+    found = checks(tree(tmp_path, "laptop-i5-1340p", **mode))
+    assert found["power mode"].state == "warn"
+    assert found["power mode"].fix == ""  # the firmware offers no other
 
 
 def test_the_limit_of_a_container_is_the_memory_that_counts(tmp_path):

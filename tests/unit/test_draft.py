@@ -39,9 +39,8 @@ def test_a_draft_loads_again_and_recognises_its_own_device(device, tmp_path):
     profile, _ = loaded(tmp_path, host)
     topology = read_topology(host)
     assert devices.detect(host, topology, [profile]).id == profile.id
-    assert profile.cores.value == topology.physical_cores.value
-    assert sum(cluster.count for cluster in profile.clusters) == topology.physical_cores.value
-    assert profile.isa
+    assert (profile.cores.value if profile.cores else None) == topology.physical_cores.value  # never a guess
+    assert not profile.clusters or sum(cluster.count for cluster in profile.clusters) == profile.cores.value
     assert profile.memory_bandwidth_gb_s is None
 
 
