@@ -18,6 +18,7 @@ import msgspec
 
 from edgebench.analysis.disturbance import disturbance
 from edgebench.analysis.findings import run_findings
+from edgebench.cooling import Cooling, cooling_finding
 from edgebench.engine.cgroup_peak import CgroupPeak
 from edgebench.engine.child import Child, Ended
 from edgebench.engine.messages import About, MeasureJob, Phase, Ready, Reply, ThreadSearchJob
@@ -26,6 +27,7 @@ from edgebench.engine.sampler import Readings
 from edgebench.engine.telemetry import Telemetry
 from edgebench.errors import Terminated
 from edgebench.host import Host
+from edgebench.metering import EstimateRequest, Metering
 from edgebench.plan import Rejected
 from edgebench.provenance import collect
 from edgebench.records import Energy, MemoryUse, Provenance, Run, Series
@@ -35,7 +37,6 @@ from edgebench.stats import median
 from edgebench.store import Store
 from edgebench.topology import Topology
 
-NO_ENERGY = "no energy sensor is supported by this version of edgebench yet"
 _WORTH_CHANGING = 1.03
 """Another thread count than the default must be this much faster, else the difference may be noise."""
 
@@ -67,6 +68,8 @@ class Setting:
     limits: Limits
     about: dict[str, About]
     """Version and build by runtime name."""
+    estimate: EstimateRequest | None = None
+    """Whether a range of energy may be estimated where none is measured."""
 
 
 def now_utc() -> str:
@@ -104,6 +107,8 @@ class Session:
         self._cgroup = CgroupPeak(setting.host)
         self._cut: Run | None = None
         """A run with a sustained workload that was stopped in the middle."""
+        self._metering = Metering(setting.host, setting.profile, setting.estimate)
+        self._cooling = Cooling(setting.host, setting.profile)
         self._started_ns = setting.host.monotonic_ns()
 
     def close(self) -> None:
@@ -138,15 +143,24 @@ class Session:
         trial, round_ = following.trial, following.round
         run_id = new_id()
         store.announce(run_id, self.session_id, trial.trial_id, round_, "measure", now_utc())
-        self._listener.run_begins(trial, round_, self.elapsed_s(), plan.protocol.budget_s)
-        share = plan.protocol.budget_s / len(plan.trials)
-        job = MeasureJob(trial=trial, round=round_, budget_s=share, sustained=following.sustained)
+        protocol = plan.protocol
+        cooldown = self._cooling.wait(protocol.cooldown)
+        self._listener.run_begins(trial, round_, self.elapsed_s(), protocol.budget_s)
+        job = MeasureJob(
+            trial=trial,
+            round=round_,
+            budget_s=protocol.budget_s / len(plan.trials),
+            energy=protocol.energy,
+            sustained=following.sustained,
+        )
         try:
             run = self._run(job, run_id, round_)
         except (KeyboardInterrupt, Terminated):
             if self._cut is not None:
                 store.record(self._cut)
             raise
+        hot = cooling_finding(cooldown)
+        run = msgspec.structs.replace(run, cooldown=cooldown, findings=(*run.findings, *([hot] if hot else [])))
         store.record(run)
         return run
 
@@ -220,11 +234,12 @@ class Session:
             series=readings.series if readings else (),
             greedy=finished.greedy if finished else (),
             memory=self._memory(ended, readings),
-            energy=Energy(energy_j=None, reason=NO_ENERGY),
+            energy=Energy(energy_j=None, reason="not judged yet"),
             provenance=self._provenance(trial.runtime),
             sampler_cost_s=readings.cpu_s if readings else None,
         )
-        return msgspec.structs.replace(run, findings=run_findings(run))
+        energy, doubts = self._metering.judge(run, readings.channels if readings else None)
+        return msgspec.structs.replace(run, energy=energy, findings=(*run_findings(run), *doubts))
 
     def _provenance(self, runtime: str) -> Provenance:
         about = self._setting.about[runtime]

@@ -18,6 +18,7 @@ from edgebench.engine.about import about
 from edgebench.engine.protocol import Limits
 from edgebench.errors import UsageError
 from edgebench.host import Host
+from edgebench.metering import EstimateRequest
 from edgebench.plan import Preparer, Request, Teller, settings_for, thread_counts
 from edgebench.records import SCHEMA, Fact, Run
 from edgebench.registry import load
@@ -25,6 +26,7 @@ from edgebench.schedule import Why
 from edgebench.specs import Plan, Settings, parse_workload
 from edgebench.store import Session, Store
 from edgebench.topology import default_threads, read_topology
+from edgebench.units import format_seconds
 
 _SEARCH_WORKLOADS = (parse_workload("tg32"), parse_workload("pp128"))
 
@@ -42,6 +44,7 @@ class Options:
     limits: Limits = Limits()
     meter: str = ""
     """A power meter outside the machine (see ``sensors/meter.py``); empty: the profile's, or the environment's."""
+    estimate: EstimateRequest | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +98,7 @@ class Profiler:
             command=self._options.command,
             limits=self._options.limits,
             about={name: about(name, self._host) for name in runtimes},
+            estimate=self._options.estimate,
         )
 
     # --- a new session
@@ -134,7 +138,24 @@ class Profiler:
         early = [*searches, *(session.reject(rejected) for rejected in prepared.rejected)]
         for run in early:
             store.record(run)
+        self._announce(plan)
         return self._measure(session, plan, store, early, choices)
+
+    def _announce(self, plan: Plan) -> None:
+        """How long a session of energy takes, before it begins."""
+        protocol = plan.protocol
+        if protocol.energy is None or not plan.trials:
+            return
+        round_s, trials, rounds = (
+            protocol.energy.round_s(len(plan.trials[0].workloads)),
+            len(plan.trials),
+            protocol.min_rounds,
+        )
+        total_s = min(trials * rounds * round_s, max(protocol.budget_s, trials * round_s))
+        self._listener.say(
+            f"energy: trials: {trials}, rounds of each: {rounds}, a round: about {format_seconds(round_s)}, "
+            f"{format_seconds(total_s)} in all; --budget ends it earlier, with fewer rounds"
+        )
 
     def _threads(
         self, request: Request, preparer: Preparer, session: bench.Session

@@ -406,6 +406,22 @@ class TrialSpec(Spec, frozen=True, kw_only=True):
         return hashlib.sha256(canonical).hexdigest()[:16]
 
 
+class EnergyBlocks(Spec, frozen=True, kw_only=True):
+    """Blocks long enough for energy: each workload is repeated for ``window_s`` without a break, in every round."""
+
+    window_s: float = 60.0
+    idle_s: float = 30.0
+    """Idle phases before and after, without the model and with it."""
+    settle_s: float = 5.0
+    """Between what went before and an idle phase."""
+    warm_up_s: float = 120.0
+    """Longest warm-up before a window; shorter where the temperature settles or is not known."""
+
+    def round_s(self, workloads: int) -> float:
+        """How long a round lasts that warms up for a quarter of the longest time."""
+        return 4 * (self.idle_s + self.settle_s) + workloads * (self.window_s + self.warm_up_s / 4)
+
+
 class Protocol(Spec, frozen=True, kw_only=True):
     """How long a session measures, and when it may stop."""
 
@@ -415,6 +431,9 @@ class Protocol(Spec, frozen=True, kw_only=True):
     """Stop once every main metric's interval is this narrow, relative to its value."""
     confidence: float = 0.95
     budget_s: float = 90.0
+    energy: EnergyBlocks | None = None
+    cooldown: Literal["auto", "off"] | float = "off"
+    """Before each round but the first: until the machine is as cool as at the start, or so many seconds."""
 
 
 class Plan(Spec, frozen=True, kw_only=True):

@@ -77,6 +77,11 @@ def format_rate(x: float) -> str:
     return _significant(x, 3)
 
 
+def format_joules(x: float) -> str:
+    """Energy over several magnitudes, without a unit: ``12.3``, ``0.0123``; below a thousandth ``4.56e-05``."""
+    return f"{x:.2e}" if 0 < abs(x) < 1e-3 else _significant(x, 3)
+
+
 def format_percent(share: float, digits: int = 2) -> str:
     """A fraction as per cent: 0.0123 is ``1.2 %``. Use ``digits=3`` for accuracies: ``98.7 %``."""
     return f"{_significant(share * 100, digits)} %"

@@ -23,7 +23,7 @@ LAYERS = {
     "engine": 3,
     "analysis": 4, "report": 4,
     "schedule": 5, "plan": 5, "selection": 5, "bench": 5, "profile": 5, "provenance": 5, "devices": 5, "doctor": 5,
-    "derive": 5, "generate": 5, "draft": 5, "capture": 5,
+    "derive": 5, "generate": 5, "metering": 5, "cooling": 5, "draft": 5, "capture": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
 FAMILIES, READERS = 2, 4

@@ -46,15 +46,25 @@ def energy_findings(run: Run, measured: Measured) -> tuple[Finding, ...]:
 
 def _frozen(measured: Measured) -> Finding | None:
     hit = [reading for reading in measured.readings if "change" in reading.because]
-    if not hit:
+    return frozen_finding([named(measured.source)], replaced=False) if hit else None
+
+
+def frozen_finding(names: Sequence[str], *, replaced: bool) -> Finding | None:
+    """That sources stood still while blocks were timed; None when there are none.
+
+    Args:
+        names: of channels.
+        replaced: whether another source gives the energy.
+    """
+    if not names:
         return None
+    stood = f"{', '.join(names)} stood still while blocks were timed"
     return Finding(
         kind="frozen_counter",
-        severity="invalid",
-        says=f"{named(measured.source)} stood still while {_names(hit)} was timed, so its joules are not shown: "
-        f"{hit[0].because}.",
+        severity="note" if replaced else "suspect",
+        says=f"{stood}: " + ("another source is used." if replaced else "its joules are not shown."),
         remedy="Look whether another source works (edgebench doctor); some drivers stop counting after a sleep.",
-        evidence={"windows": len(hit)},
+        evidence={"channels": len(names)},
     )
 
 

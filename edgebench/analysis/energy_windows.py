@@ -35,18 +35,21 @@ ACCURACY: dict[str, Accuracy] = {
     "hwmon": Accuracy(gain=0.05),
     "apple": Accuracy(gain=0.10),
 }
-_UNKNOWN = Accuracy(gain=0.10)
+UNKNOWN = Accuracy(gain=0.10)
+_CALIBRATED = Accuracy(gain=0.03, update_s=0.025)
 _PLUG = Accuracy(gain=0.02, offset_w=0.5, averaging_s=1.0)
 
 
 def accuracy_of(source: EnergySource) -> Accuracy:
     """What is known about a source by the name of its sensor; of an unknown one, 10 %."""
     sensor, _, what = source.channels[0].partition(".")
-    if sensor == "meter" and source.scope == "wall_ac":
+    if source.scope == "wall_ac" and sensor in {"meter", "hwmon"}:
         return _PLUG
-    if sensor == "nvml" and source.method == "gauge" and "instant" not in what:
+    if sensor == "pmic" and source.scope == "dc_input":
+        return _CALIBRATED
+    if sensor == "nvml" and source.method == "gauge" and "mean" in what:
         return Accuracy(gain=0.05, averaging_s=1.0)  # NVML: a mean over 1 s since Ampere
-    return ACCURACY.get(sensor, _UNKNOWN)
+    return ACCURACY.get(sensor, UNKNOWN)
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------
@@ -190,3 +193,21 @@ def net_of(reading: Reading, idle: Baseline | None) -> tuple[float, float] | Non
 def too_short(reading: Reading) -> bool:
     """Whether a window is shorter than 60 s, or than an update at each edge may be 1 % of."""
     return reading.window.seconds < max(STEADY_S, 2 * reading.update_s / EDGE_LIMIT)
+
+
+def channel_watts(run: Run) -> dict[str, float]:
+    """Mean power of each channel of power or energy over the windows of a run's workloads, W.
+
+    0 for a channel that stood still; a channel that was not read often enough to tell is left out.
+    """
+    windows, found = workload_windows(run), {}
+    for series in run.series:
+        if series.channel.unit not in {"J", "W"}:
+            continue
+        readings = integrate([series], windows, UNKNOWN)
+        if any("change" in reading.because for reading in readings):
+            found[series.channel.name] = 0.0
+        elif readings and not any(reading.because for reading in readings):
+            seconds = math.fsum(reading.window.seconds for reading in readings)
+            found[series.channel.name] = math.fsum(reading.joules for reading in readings) / seconds
+    return found

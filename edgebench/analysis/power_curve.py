@@ -52,6 +52,7 @@ class Accuracy:
     averaging_s: float = 0.0
     """A gauge that shows the mean over this time."""
     resolution_w: float = 0.0
+    """Of a gauge; 0: told by its readings."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,7 @@ def gauge_curve(start_ns: int, t: F64, w: F64, accuracy: Accuracy) -> Curve:
         half_s=np.zeros_like(t),
         update_s=update,
         late_s=max(accuracy.averaging_s + held, _MAY_HOLD_S if told is None else 0.0),
-        resolution_w=max(_resolution(w), accuracy.resolution_w),
+        resolution_w=accuracy.resolution_w or _resolution(w),
         holes=steps > HOLE * max(period, held),
         level_w=(float(w.min()), float(w.max())),
         read=(float(t[0]), float(t[-1])),

@@ -6,9 +6,12 @@ one scope and source: joules at the wall and joules of the processor are differe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
-from edgebench.records import Energy, MemoryPhase, MemoryUse
+from edgebench.analysis.energy_tokens import token_energy
+from edgebench.analysis.energy_windows import K
+from edgebench.records import Energy, MemoryPhase, MemoryUse, TokenEnergy
 from edgebench.stats import median
 
 
@@ -61,23 +64,73 @@ def merge_energy(energies: Sequence[Energy]) -> Energy:
     elif len({(energy.source, energy.scope) for energy in measured}) > 1:
         sources = sorted({f"{energy.source} ({energy.scope})" for energy in measured})
         reason = f"the rounds were measured by different sources: {', '.join(sources)}"
-    if reason:
+    partial = [energy for energy in energies if energy.tokens and energy.energy_j is None]
+    if reason and (measured or len({(energy.source, energy.scope) for energy in partial}) != 1):
         return Energy(energy_j=None, reason=reason, estimate_low_j=low, estimate_high_j=high, estimate_model=model)
-    workloads = dict.fromkeys(name for energy in measured for name in energy.j_per_token)
+    told = measured or partial  # without a total some windows may have been measured all the same
+    first = told[0]
     return Energy(
-        energy_j=_median_of(energy.energy_j for energy in measured),
-        source=measured[0].source,
-        scope=measured[0].scope,
-        net_j=_median_of(energy.net_j for energy in measured),
-        uncertainty_j=_median_of(energy.uncertainty_j for energy in measured),
+        energy_j=_median_of(energy.energy_j for energy in told),
+        reason=reason,
+        source=first.source,
+        scope=first.scope,
+        method=first.method,
+        channels=first.channels,
+        net_j=_median_of(energy.net_j for energy in told),
+        uncertainty_j=_with_spread([(energy.energy_j, energy.uncertainty_j) for energy in told]),
+        net_uncertainty_j=_with_spread([(energy.net_j, energy.net_uncertainty_j) for energy in told]),
         j_per_token={
-            name: median([energy.j_per_token[name] for energy in measured if name in energy.j_per_token])
-            for name in workloads
+            name: median([energy.j_per_token[name] for energy in told if name in energy.j_per_token])
+            for name in dict.fromkeys(name for energy in told for name in energy.j_per_token)
         },
+        tokens=_merge_tokens(told),
+        update_hz=_median_of(energy.update_hz for energy in told),
+        n_updates=sum(energy.n_updates for energy in told),
+        mean_w=_median_of(energy.mean_w for energy in told),
+        peak_w=max((energy.peak_w for energy in told if energy.peak_w is not None), default=None),
+        idle_w=_median_of(energy.idle_w for energy in told),
+        idle_loaded_w=_median_of(energy.idle_loaded_w for energy in told),
+        others_j={
+            name: median([energy.others_j[name] for energy in told if name in energy.others_j])
+            for name in dict.fromkeys(name for energy in told for name in energy.others_j)
+        },
+        flags=tuple(dict.fromkeys(flag for energy in told for flag in energy.flags)),
         estimate_low_j=low,
         estimate_high_j=high,
         estimate_model=model,
     )
+
+
+def _merge_tokens(energies: Sequence[Energy]) -> dict[str, TokenEnergy]:
+    """By name, the median over the rounds; the spread of the rounds is added to the uncertainty."""
+    merged: dict[str, TokenEnergy] = {}
+    for name in dict.fromkeys(name for energy in energies for name in energy.tokens):
+        found = [energy.tokens[name] for energy in energies if name in energy.tokens]
+        nets = [(one.net_j, one.net_uncertainty_j) for one in found if one.net_j is not None]
+        net, doubt = _median_of(j for j, _ in nets), _with_spread(nets)
+        j = median([one.j for one in found])
+        merged[name] = token_energy(
+            j,
+            _with_spread([(one.j, one.uncertainty_j) for one in found]) or 0.0,
+            found[0].how,
+            None if net is None or doubt is None or 2 * len(nets) < len(found) else (net, doubt),
+        )
+    return merged
+
+
+def _with_spread(values: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """Expanded uncertainty of the median of repetitions: what is common to them, and s / sqrt(n) of their spread.
+
+    Args:
+        values: of each repetition, the value and its own expanded uncertainty.
+    """
+    known = [(value, doubt) for value, doubt in values if value is not None and doubt is not None]
+    if not known:
+        return None
+    n = len(known)
+    mean = math.fsum(value for value, _ in known) / n
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value, _ in known) / (n - 1)) if n > 1 else 0.0
+    return math.hypot(median([doubt for _, doubt in known]), K * spread / math.sqrt(n))
 
 
 def _median_of(values: Iterable[float | None]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from edgebench.cli._runs_text import block_figures
+from edgebench.cli._runs_text import Figures, block_figures
 from edgebench.errors import HostError
 from edgebench.records import SCHEMA, Run
 from edgebench.store import Store
@@ -22,6 +22,7 @@ _SETTINGS = (
     *("device", "threads", "threads_batch", "batch", "ubatch", "kv_type", "flash_attention", "mmap"),
     *("spinning", "arena", "pin"),
 )
+_TOKEN_COLUMNS = ("j_per_token", "j_per_token_uncertainty", "net_j_per_token")
 _FIGURES = ("workload", "index", "tokens", "seconds", "tokens_per_s", "ttft_s", "itl_p50_s", "itl_p95_s", "itl_p99_s")
 
 
@@ -60,12 +61,18 @@ def _document(store: Store, session_id: str | None, runs: Iterable[Run]) -> Iter
 
 def csv_lines(runs: Iterable[Run]) -> Iterator[bytes]:
     """A head, then one row per block; a run without blocks has one row too."""
-    yield _line([*_run_cells(None), *_FIGURES])
+    yield _line([*_run_cells(None), *_FIGURES, *_TOKEN_COLUMNS])
     for run in runs:
         cells = list(_run_cells(run).values())
         # A run without blocks keeps its row: a table that drops the failures looks better than the machine is.
         for figures in block_figures(run) or [{}]:
-            yield _line([*cells, *(figures.get(name) for name in _FIGURES)])
+            yield _line([*cells, *(figures.get(name) for name in _FIGURES), *_token_cells(run, figures)])
+
+
+def _token_cells(run: Run, figures: Figures) -> list[Cell]:
+    """Energy of a token of the row's workload, over all its blocks in this run."""
+    token = run.energy.tokens.get(str(figures.get("workload")))
+    return [None] * len(_TOKEN_COLUMNS) if token is None else [token.j, token.uncertainty_j, token.net_j]
 
 
 def _line(cells: list[Cell]) -> bytes:
@@ -91,6 +98,7 @@ def _run_cells(run: Run | None) -> dict[str, Cell]:
         *settings.values(),
         *(run.memory.anon_peak, run.memory.file_peak, run.memory.swap_peak),
         *(run.energy.energy_j, run.energy.scope, run.energy.source or None, findings),
+        *(run.energy.uncertainty_j, run.energy.net_j, run.energy.mean_w, run.energy.peak_w),
         run.failure.kind if run.failure else None,
     )
     return dict(zip(_RUN_COLUMNS, values, strict=True))
@@ -104,6 +112,7 @@ _RUN_COLUMNS = (
     *(f"settings_{name}" for name in _SETTINGS),
     *("run_anon_peak_bytes", "run_file_peak_bytes", "run_swap_peak_bytes"),
     *("run_energy_j", "run_energy_scope", "run_energy_source", "findings"),
+    *("run_energy_uncertainty_j", "run_energy_net_j", "run_mean_w", "run_peak_w"),
     "failure",
 )
 

@@ -9,10 +9,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgebench.records import Block, Fact, MemoryUse, Run
+from edgebench.records import Block, Fact, MemoryUse, Run, WindowEnergy
+from edgebench.report.energy import estimate_text
 from edgebench.stats import median, quantile
 from edgebench.store import Announcement, Session, SessionRow
-from edgebench.units import format_bytes_mib, format_rate, format_seconds
+from edgebench.units import format_bytes_mib, format_joules, format_rate, format_seconds
 
 Figures = dict[str, str | int | float | None]
 
@@ -255,11 +256,24 @@ def _energy(run: Run) -> list[tuple[str, str]]:
         net = "" if energy.net_j is None else f", {format_rate(energy.net_j)} J above idle"
         scope = (energy.scope or "scope unknown").replace("_", " ")
         pairs = [("measured", f"{format_rate(energy.energy_j)} J{doubt}{net}, by {energy.source} ({scope})")]
-    pairs += [(name, f"{format_rate(joules)} J/token") for name, joules in energy.j_per_token.items()]
-    if energy.estimate_low_j is not None and energy.estimate_high_j is not None:
-        low, high = format_rate(energy.estimate_low_j), format_rate(energy.estimate_high_j)
-        pairs.append(("estimated", f"{low} to {high} J, by {energy.estimate_model}"))
-    return pairs
+    pairs += [(window.name, _window(window)) for window in energy.windows]
+    for name, joules in energy.j_per_token.items():
+        doubt = f" ±{format_joules(energy.tokens[name].uncertainty_j)}" if name in energy.tokens else ""
+        pairs.append((name, f"{format_rate(joules)}{doubt} J/token"))
+    slopes = {name: token for name, token in energy.tokens.items() if name not in energy.j_per_token}
+    for name, token in slopes.items():
+        pairs.append((name, f"{format_joules(token.j)} ±{format_joules(token.uncertainty_j)} J/token, {token.how}"))
+    pairs += [("also", f"{format_rate(joules)} J by {name}") for name, joules in energy.others_j.items()]
+    estimate = estimate_text(energy)
+    return [*pairs, *([("estimated", estimate)] if estimate else [])]
+
+
+def _window(window: WindowEnergy) -> str:
+    flags = f"; {', '.join(window.flags)}" if window.flags else ""
+    return (
+        f"{format_rate(window.gross_j)} ±{format_rate(window.uncertainty_j)} J in {format_seconds(window.seconds)}, "
+        f"mean {format_rate(window.mean_w)} W, peak {format_rate(window.peak_w)} W, {window.n_updates} updates{flags}"
+    )
 
 
 def _provenance(run: Run) -> Table:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from edgebench.errors import HostError, UsageError
 
 if TYPE_CHECKING:
+    from edgebench.metering import EstimateRequest
     from edgebench.plan import Request
     from edgebench.profile import Outcome
     from edgebench.specs import Protocol
@@ -77,6 +78,24 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
 )
 @click.option("--thorough", is_flag=True, help="Up to 15 minutes, for intervals of 1 %.")
 @click.option(
+    "--energy",
+    is_flag=True,
+    help="Blocks of a minute, five rounds, idle phases before and after: what energy takes. Minutes per round.",
+)
+@click.option(
+    "--cooldown",
+    metavar="auto|TIME|off",
+    help="Before each round: wait until as cool as at the start, or so long. [default: off; auto with --energy]",
+)
+@click.option(
+    "--allow-energy-estimate",
+    is_flag=True,
+    help="Where nothing measures energy, estimate a range from the device profile. Kept apart from measurements.",
+)
+@click.option(
+    "--watts", metavar="IDLE:FULL", help="For the estimate: the watts of the idle and of the fully loaded machine."
+)
+@click.option(
     "--output",
     metavar="FILE.json",
     type=click.Path(dir_okay=False),
@@ -123,9 +142,14 @@ def command(**options: Any) -> int:
         limits = Limits(load_s=parse_duration(options["timeout"]), block_s=parse_duration(options["timeout"]))
     _check_output(options["output"])
     command_line = ("edgebench", *sys.argv[1:])
-    profiler = Profiler(
-        Options(store=options["store"], command=command_line, limits=limits, meter=options["meter"] or ""), listener
+    settings = Options(
+        store=options["store"],
+        command=command_line,
+        limits=limits,
+        estimate=_estimate(options),
+        meter=options["meter"] or "",
     )
+    profiler = Profiler(settings, listener)
     outcome = profiler.resume(options["resume"]) if options["resume"] else profiler.run(request)
     listener.clear()
     _deliver(outcome, options)
@@ -161,9 +185,11 @@ def _request(options: dict[str, Any]) -> Request:
 def _protocol(options: dict[str, Any]) -> Protocol:
     from msgspec.structs import replace
 
-    from edgebench.specs import Protocol
+    from edgebench.specs import EnergyBlocks, Protocol
     from edgebench.units import parse_duration
 
+    if options["quick"] and options["energy"]:
+        raise UsageError("--quick and --energy contradict each other.", "energy takes minutes: leave --quick out.")
     if options["quick"] and options["thorough"]:
         raise UsageError("--quick and --thorough contradict each other.", "choose one of them.")
     protocol = Protocol()
@@ -171,9 +197,41 @@ def _protocol(options: dict[str, Any]) -> Protocol:
         protocol = Protocol(min_rounds=3, max_rounds=3, budget_s=20.0, target_half_width=0.1)
     if options["thorough"]:
         protocol = Protocol(min_rounds=10, max_rounds=60, budget_s=900.0, target_half_width=0.01)
+    if options["energy"]:
+        rounds = 10 if options["thorough"] else 5
+        protocol = Protocol(min_rounds=rounds, max_rounds=rounds, budget_s=86400.0, energy=EnergyBlocks())
     if options["budget"]:
         protocol = replace(protocol, budget_s=parse_duration(options["budget"]))
-    return protocol
+    return replace(protocol, cooldown=_cooldown(options["cooldown"], "auto" if options["energy"] else "off"))
+
+
+def _cooldown(text: str | None, default: Literal["auto", "off"]) -> Literal["auto", "off"] | float:
+    from edgebench.units import parse_duration
+
+    if text is None:
+        return default
+    if text == "auto":
+        return "auto"
+    return "off" if text == "off" else parse_duration(f"{text}s" if text.isdecimal() else text)
+
+
+def _estimate(options: dict[str, Any]) -> EstimateRequest | None:
+    from edgebench.metering import EstimateRequest
+
+    if not options["allow_energy_estimate"]:
+        if options["watts"]:
+            raise UsageError("--watts is for an estimate of energy.", "add --allow-energy-estimate, or leave it out.")
+        return None
+    if not options["watts"]:
+        return EstimateRequest()
+    idle, _, full = options["watts"].partition(":")
+    try:
+        watts = (float(idle), float(full))
+    except ValueError:
+        watts = (0.0, 0.0)
+    if not 0 < watts[0] <= watts[1] < 1e5:
+        raise UsageError(f"{options['watts']!r} is not IDLE:FULL in watts.", "write for example --watts 2.7:6.4")
+    return EstimateRequest(stated_w=watts)
 
 
 def _script(pairs: tuple[str, ...]) -> dict[str, float]:

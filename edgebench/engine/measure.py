@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from edgebench.engine.edges import EdgeReader
 from edgebench.engine.memory import MemoryReader
 from edgebench.engine.messages import (
+    Advance,
     Finished,
     Measured,
     MeasureJob,
@@ -28,6 +30,7 @@ from edgebench.engine.messages import (
     ThreadSearchJob,
     Timed,
 )
+from edgebench.engine.steady import Warmth, rest
 from edgebench.errors import ArtifactError
 from edgebench.host import Host
 from edgebench.records import Block
@@ -57,7 +60,7 @@ class Bench:
     """A loaded model and the readers around it."""
 
     def __init__(self, model: Model, trial: TrialSpec, parent: Parent, host: Host) -> None:
-        self.model, self.trial, self.parent = model, trial, parent
+        self.model, self.trial, self.parent, self.host = model, trial, parent, host
         self.edges, self.memory = EdgeReader(host), MemoryReader(host)
         self._random = random.Random(trial.seed)  # noqa: S311 - token ids, not secrets
 
@@ -104,6 +107,21 @@ class Bench:
         context.prefill(self.tokens(workload.n)) if workload.kind == "pp" else context.time_decode(self.tokens(4))
         return filled
 
+    @staticmethod
+    def refill(context: Context, filled: object | None) -> None:
+        """The cache as a block finds it: empty, or filled to its depth."""
+        context.clear()
+        if filled is not None:
+            context.restore(filled)
+
+    def warm_through(self, context: Context, workload: Workload, filled: object | None, warmth: Warmth) -> None:
+        """Repeat the workload untimed until the temperature has settled."""
+        while not warmth.settled():
+            self.refill(context, filled)
+            tokens = self.tokens(workload.n)
+            context.time_prefill(tokens) if workload.kind == "pp" else context.time_decode(tokens)
+            self.parent.say(Advance(done=warmth.seconds, total=warmth.longest, unit="s"))
+
     def greedy(self, context: Context) -> tuple[int, ...]:
         """Tokens chosen greedily after a fixed prompt.
 
@@ -139,7 +157,9 @@ def _open(job: MeasureJob | ThreadSearchJob, runtime: Runtime, parent: Parent, h
 
 def measure(job: MeasureJob, runtime: Runtime, parent: Parent, host: Host) -> Finished:
     """One round of a trial."""
+    rest(parent.say, "idle", job.energy)
     bench = _open(job, runtime, parent, host)
+    rest(parent.say, "idle_loaded", job.energy)
     ordered = job.trial.workloads if job.round % 2 == 0 else job.trial.workloads[::-1]
     brief = [workload for workload in ordered if workload.kind != "sustained"]
     lasting = [workload for workload in ordered if workload.kind == "sustained" and job.sustained]
@@ -154,27 +174,43 @@ def measure(job: MeasureJob, runtime: Runtime, parent: Parent, host: Host) -> Fi
         if workload.kind == "sustained":
             _sustain(bench, context, workload)
         else:
-            spent = _blocks(bench, context, workload, filled, job, spent)
+            spent = _blocks(job, bench, context, workload, filled, spent)
         parent.say(Measured(phase=bench.memory.end(workload.name)))
         context.close()
     parent.say(Phase(name="end", t_ns=time.monotonic_ns()))
     account = bench.model.memory()
+    rest(parent.say, "idle_loaded", job.energy)
     bench.model.close()
+    rest(parent.say, "idle", job.energy)
     return Finished(engine_memory=account, greedy=greedy)
 
 
 def _blocks(
-    bench: Bench, context: Context, workload: Workload, filled: object | None, job: MeasureJob, spent: float
+    job: MeasureJob, bench: Bench, context: Context, workload: Workload, filled: object | None, spent: float
 ) -> float:
-    """The blocks of one workload; seconds spent in blocks of this round by now."""
-    for index in range(job.trial.blocks):
-        if index and spent > job.budget_s:
+    """The timed blocks of one workload: some within the budget, or as many as fill a window of energy.
+
+    Args:
+        job: says how many.
+        bench: times and tells them.
+        context: warmed up.
+        workload: what is timed.
+        filled: the saved cache where there is a depth.
+        spent: time in blocks so far, s.
+
+    Returns:
+        Time in blocks after them, s.
+    """
+    window = 0.0
+    if job.energy is not None:
+        bench.warm_through(context, workload, filled, Warmth(bench.host, job.energy))
+    for index in count():
+        full = index >= job.trial.blocks or spent > job.budget_s
+        if index and (full if job.energy is None else window >= job.energy.window_s):
             break
-        context.clear()
-        if filled is not None:
-            context.restore(filled)
+        bench.refill(context, filled)
         block = bench.block(context, workload, index, workload.name)
-        spent += block.seconds
+        spent, window = spent + block.seconds, window + block.seconds
         bench.parent.say(Timed(block=block))
     return spent
 

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from edgebench.records import Block, EngineMemory, Fact, Loaded, MemoryPhase
-from edgebench.specs import Calibration, TrialSpec
+from edgebench.specs import Calibration, EnergyBlocks, TrialSpec
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="say"):
@@ -31,6 +31,8 @@ class MeasureJob(Message, frozen=True, kw_only=True, tag="measure"):
     prompt: tuple[int, ...] = ()
     sustained: bool = True
     """Whether to do the sustained workloads too: they last long, and once is enough."""
+    energy: EnergyBlocks | None = None
+    """Fill a window with each workload instead, whatever the budget, between idle phases."""
 
 
 class ThreadSearchJob(Message, frozen=True, kw_only=True, tag="thread-search"):

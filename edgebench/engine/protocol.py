@@ -25,6 +25,7 @@ from edgebench.records import Block, Failure, Loaded, Mark, MemoryPhase, Outcome
 _NAMED = frozenset(signal.Signals)
 _TOLD_TO_STOP = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU})
 _BEFORE_BLOCKS = frozenset({"start", "load", "quantize", "export"})
+_LONGEST_REST_S = 120.0
 _SMALLER = "choose a smaller precision or context, or free memory (see edgebench doctor)."
 _ALLOCATION = re.compile(r"bad_alloc|(failed|unable) to allocate|cannot allocate memory|out of memory", re.IGNORECASE)
 """What engines and the C++ library say when an allocation fails; they abort or crash right after."""
@@ -92,6 +93,8 @@ class Attempt:
             self.finished = message
 
     def _allowed_s(self) -> float:
+        if self.phase.startswith("idle"):
+            return max(self.limits.load_s, _LONGEST_REST_S)
         return self.limits.load_s if self.phase in _BEFORE_BLOCKS else self.limits.block_s
 
     def deadline_ns(self) -> int:

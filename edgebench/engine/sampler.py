@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import random
 import select
 import sys
 import threading
@@ -23,7 +24,7 @@ from typing import BinaryIO, Literal
 import msgspec
 
 from edgebench.host import Host
-from edgebench.records import Series
+from edgebench.records import Channel, Series
 from edgebench.registry import load, names
 from edgebench.sensors.base import Sensor, WaitsForAnswer
 from edgebench.specs import DeviceProfile
@@ -45,6 +46,8 @@ class Readings(msgspec.Struct, frozen=True, kw_only=True):
 
     series: tuple[Series, ...]
     cpu_s: float
+    channels: tuple[Channel, ...] = ()
+    """All that was looked at, whether it ever gave a value or not."""
 
 
 class Track:
@@ -55,6 +58,7 @@ class Track:
         self.channels = tuple(sensor.channels())
         self.due_ns = 0
         self._period_ns = round(sensor.period_s * 1e9)
+        self._tells_power = any(channel.unit == "W" for channel in self.channels)
         self.clear()
 
     def clear(self) -> None:
@@ -70,7 +74,11 @@ class Track:
         values = self.sensor.read()
         after = time.monotonic_ns()
         self._keep((before + after) // 2, values)
-        self.due_ns = max(self.due_ns + self._period_ns, after)
+        self.due_ns = max(self.due_ns + round(self._period_ns * self._jitter()), after)
+
+    def _jitter(self) -> float:
+        """Power is read with jitter: a load whose period is a multiple of ours would always show one phase."""
+        return random.uniform(0.8, 1.2) if self._tells_power else 1.0  # noqa: S311 - no secret
 
     def _keep(self, t_ns: int, values: Sequence[float | None]) -> None:
         if self._count == len(self._t_ns):
@@ -127,7 +135,7 @@ class WaitingTrack(Track):
         while True:
             before = time.monotonic()
             self._read_once()
-            rest_s = self.sensor.period_s - (time.monotonic() - before)
+            rest_s = self.sensor.period_s * self._jitter() - (time.monotonic() - before)
             if rest_s > 0:
                 time.sleep(rest_s)
 
@@ -190,9 +198,13 @@ def _serve(tracks: list[Track], orders: BinaryIO) -> None:
                 sampling, cpu_before = True, time.process_time()
             else:
                 sampling = False
+                for track in tracks:
+                    track.read()  # so that the last block does not end after the last reading
                 cost = time.process_time() - cpu_before
                 series = tuple(series for track in tracks for series in track.series())
-                sys.stdout.buffer.write(encoder.encode(Readings(series=series, cpu_s=cost)) + b"\n")
+                channels = tuple(channel for track in tracks for channel in track.channels)
+                answer = Readings(series=series, cpu_s=cost, channels=channels)
+                sys.stdout.buffer.write(encoder.encode(answer) + b"\n")
                 sys.stdout.buffer.flush()
         if sampling:
             now = time.monotonic_ns()

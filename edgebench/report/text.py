@@ -15,6 +15,7 @@ from edgebench.analysis.findings import gravest_first
 from edgebench.analysis.summary import Estimate, TrialSummary
 from edgebench.analysis.twins import twins
 from edgebench.records import EngineMemory, Finding
+from edgebench.report.energy import print_energy, token_cell
 from edgebench.report.sustained import print_sustained
 from edgebench.specs import Settings
 from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
@@ -33,14 +34,14 @@ def print_result(console: Console, trials: Sequence[TrialSummary]) -> None:
     _print_settings(console, measured)
     _print_twins(console, measured)
     print_findings(console, measured)
-    for reason in sorted({trial.energy.reason for trial in measured if trial.energy.energy_j is None}):
-        console.print(f"energy: not measured: {reason}", highlight=False, markup=False)
+    print_energy(console, measured)
 
 
 def print_trials(console: Console, trials: Sequence[TrialSummary]) -> None:
     """The table of a session, or one block per trial where it does not fit."""
     several = len({trial.trial.runtime for trial in trials}) > 1
-    rows = [_Row(trial, name_runtime=several) for trial in trials]
+    energetic = any(trial.energy.tokens for trial in trials)
+    rows = [_Row(trial, name_runtime=several, with_energy=energetic) for trial in trials]
     if console.width >= _WIDE:
         console.print(_table(rows))
         return
@@ -111,8 +112,8 @@ def _distinct(trials: Sequence[TrialSummary], *, name_runtime: bool) -> list[tup
 class _Row:
     """The cells of one trial as text."""
 
-    def __init__(self, trial: TrialSummary, *, name_runtime: bool) -> None:
-        self._trial, self._name_runtime = trial, name_runtime
+    def __init__(self, trial: TrialSummary, *, name_runtime: bool, with_energy: bool) -> None:
+        self._trial, self._name_runtime, self._with_energy = trial, name_runtime, with_energy
         artifact = trial.trial.artifact
         self.title = f"{artifact.model} {artifact.label} on {trial.trial.runtime}"
 
@@ -142,6 +143,8 @@ class _Row:
                 break
         cells["ITL p95"] = _first(summary.itl_p95_s for summary in trial.workloads.values())
         cells["peak RAM MiB"] = _memory(trial)
+        if self._with_energy:
+            cells["J/token"] = token_cell(trial.energy)
         worst = gravest_first(trial.findings)
         cells["finding"] = worst[0].severity if worst else ""
         return cells

@@ -2,7 +2,7 @@
 
 It ships, so that scheduling, statistics, rendering and recovery can be tried in milliseconds on any machine
 (``--runtime fake --script tg_token_s=0.005``). Its blocks report the scripted time without waiting for it, unless
-``real_time=1``. Its faults are real: a process that really dies, hangs or eats memory, for every artifact or
+``wait=1``. Its faults are real: a process that really dies, hangs or eats memory, for every artifact or
 (``only_bits``) for one of a sweep. Its "logits" are a hash of the tokens seen, so that the contract of a runtime (same
 tokens, same logits; prefix plus rest equals the whole) can be tested on it.
 """
@@ -37,11 +37,11 @@ DEFAULTS: dict[str, float] = {
     "eat_mib": 0.0,  # really touches this much memory while loading
     "fail": 0.0,  # 1: raises an exception while loading
     "nan_logits": 0.0,  # 1: its logits are not numbers
-    "real_time": 0.0,  # 1: really waits as long as the script says; else time passes in the report only
     "slow_after_s": 0.0,  # so long after loading, by the real clock...
     "slow_over_s": 0.0,  # ...and over this time...
     "slow_to": 1.0,  # ...its speed falls to this share: a machine that throttles
     "block_s": 0.0,  # really sleeps this long in each timed call
+    "wait": 0.0,  # 1: a timed call really takes its scripted time
     "only_bits": 0.0,  # the faults above happen only to an artifact of this many bits per weight; 0: to every one
 }
 _TIMES = ("load_s", "pp_token_s", "tg_token_s", "slow_to")
@@ -105,7 +105,7 @@ class FakeContext:
             time.sleep(self._script["block_s"])
         factor = (1 + self._script["spread"] * self._noise.expovariate(1)) / self._speed()
         start, steps = time.monotonic_ns(), [max(1, round(token_s * factor * 1e9))] * tokens
-        if self._script["real_time"]:
+        if self._script["wait"]:
             time.sleep(sum(steps) / 1e9)
         return start, steps
 

@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Cli
 
-REAL = ("real_time=1", "tg_token_s=0.002")
+REAL = ("wait=1", "tg_token_s=0.002")
 SLOWING = (*REAL, "slow_after_s=1.5", "slow_to=0.5")
 PATIENCE_S = 60.0
 
