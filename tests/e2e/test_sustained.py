@@ -111,3 +111,18 @@ def test_a_slip_in_the_name_of_a_meter_is_told_before_anything_runs(cli: Cli):
     done = cli.fake("--meter", "shely2:http://192.168.1.5")
     done.complains(2, "shely2", "shelly2")
     assert not cli.store.exists()
+
+
+def test_a_meter_that_fails_leaves_no_energy_and_its_reason(cli: Cli):
+    meter = ("--meter", "command:cat no-such-file.txt")
+    done = cli.fake("--workload", "sustained:1s", *meter, "--json", script=REAL)
+    assert done.code == 0, done.err
+    energy = done.json["trials"][0]["energy"]
+    if energy["energy_j"] is not None:
+        pytest.skip("this machine has an energy sensor of its own, which is used instead")
+    assert "No such file" in energy["reason"]
+    assert "frozen_counter" not in [finding["kind"] for finding in done.json["trials"][0]["findings"]]
+    run = runs_of(cli)[0]
+    (series,) = [one for one in run["series"] if one["channel"]["name"] == "meter.command.power"]
+    assert not any(series["values"])
+    assert "No such file" in series["missing_because"]
