@@ -35,7 +35,14 @@ class Library:
 
     def ask(self, gpu: int, question: str, pid: int | None = None) -> float | None:
         """One answer in NVML's unit (mJ, mW, bytes, C), or None when it is refused."""
-        questions: dict[str, Callable[[Any], Any]] = {
+        try:
+            value = self._questions(pid)[question](self._handles[gpu])
+        except (self._nvml.NVMLError, AttributeError):  # refused, or unknown to this version of the package
+            return None
+        return None if value is None else float(value)
+
+    def _questions(self, pid: int | None) -> dict[str, Callable[[Any], Any]]:
+        return {
             "energy_mj": self._nvml.nvmlDeviceGetTotalEnergyConsumption,
             "instant_mw": self._instant,
             "average_mw": self._nvml.nvmlDeviceGetPowerUsage,
@@ -44,11 +51,6 @@ class Library:
             "memory_used_bytes": lambda handle: self._nvml.nvmlDeviceGetMemoryInfo(handle).used,
             "memory_process_bytes": lambda handle: self._of_process(handle, pid),
         }
-        try:
-            value = questions[question](self._handles[gpu])
-        except (self._nvml.NVMLError, AttributeError):  # refused, or unknown to this version of the package
-            return None
-        return None if value is None else float(value)
 
     def _instant(self, handle: Any) -> int | None:
         """Power now: field 186 of scope 0, the GPU (nvml.h: NVML_FI_DEV_POWER_INSTANT, NVML_POWER_SCOPE_GPU)."""

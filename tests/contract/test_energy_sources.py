@@ -1,4 +1,4 @@
-"""On every captured machine: the right channels of power and energy, the right primary source, never an exception."""
+"""On every captured machine: the right channels of power and energy, the right source, and never an exception."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from edgebench.cards import read_device_profile
 from edgebench.host import Host
 from edgebench.sensors import _nvml_library, _rapl_perf, battery, hwmon, ina3221, nvml, pmic, rapl
 from edgebench.specs import DeviceProfile, Match, PowerHints, Rail
@@ -59,6 +60,19 @@ class Moving(Host):
         self._reads += 1
         own = 0 if path.parent.name in self._mirrored else super().read_int(path)
         return 41_000_000_000 + own + 61 * self._reads
+
+
+# --- what a profile declares
+
+
+def test_a_profile_declares_rails_and_a_calibration_in_one_table(tmp_path):
+    (tmp_path / "x.toml").write_text(
+        'id = "x"\ntitle = "x"\n[match]\n[power]\n'
+        'rails = [{label="VDD_IN", scope="module", total=true}]\ncalibration = [1.1451, 0.5879]\n'
+    )
+    power = read_device_profile(tmp_path / "x.toml").power
+    assert power.rails == (Rail(label="VDD_IN", scope="module", total=True),)
+    assert power.calibration == (1.1451, 0.5879)
 
 
 # --- RAPL

@@ -88,6 +88,13 @@ def test_parts_are_never_added_and_an_unreadable_summand_spoils_the_sum():
     assert isinstance(choose(server, {"rapl.package-0", "rapl.package-0.dram"}), NoEnergySource)
 
 
+def test_a_rail_inside_another_is_not_added_even_where_a_profile_gives_it_the_same_scope():
+    rails = (watts("ina3221.VDD_IN", "module"), watts("ina3221.VDD_SOC", "module", "ina3221.VDD_IN"))
+    source = chosen(rails)
+    assert source.channels == ("ina3221.VDD_IN",)
+    assert "part of ina3221.VDD_IN" in why_not(source, "ina3221.VDD_SOC")
+
+
 def test_a_core_alone_is_not_the_processor():
     none = choose(LAPTOP[:3], {"rapl.package-0.core"})
     assert isinstance(none, NoEnergySource)
