@@ -2,6 +2,7 @@
 
 A run is announced before its child starts, so that even a power cut leaves evidence, and is stored before the next one
 starts. Ctrl-C or SIGTERM kills the child and leaves the announcement without a record: ``--resume`` repeats that run.
+Of a run with a sustained workload, which may have lasted for an hour, what there is by then is recorded as well.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class Session:
         self._setting, self._listener = setting, listener
         self._telemetry = Telemetry(setting.host, setting.profile)
         self._cgroup = CgroupPeak(setting.host)
+        self._cut: Run | None = None
+        """A run with a sustained workload that was stopped in the middle."""
         self._metering = Metering(setting.host, setting.profile, setting.estimate)
         self._cooling = Cooling(setting.host, setting.profile)
         self._started_ns = setting.host.monotonic_ns()
@@ -130,9 +133,9 @@ class Session:
                 runs.append(run)
                 self._listener.run_ended(run)
         except KeyboardInterrupt:
-            return Measured(runs, schedule.stopped, interrupted_by="SIGINT")
+            return Measured(self._with_cut(runs), schedule.stopped, interrupted_by="SIGINT")
         except Terminated:
-            return Measured(runs, schedule.stopped, interrupted_by="SIGTERM")
+            return Measured(self._with_cut(runs), schedule.stopped, interrupted_by="SIGTERM")
         return Measured(runs, schedule.stopped)
 
     def _round(self, following: Next, plan: Plan, store: Store) -> Run:
@@ -143,12 +146,26 @@ class Session:
         protocol = plan.protocol
         cooldown = self._cooling.wait(protocol.cooldown)
         self._listener.run_begins(trial, round_, self.elapsed_s(), protocol.budget_s)
-        share = protocol.budget_s / len(plan.trials)
-        run = self._run(MeasureJob(trial=trial, round=round_, budget_s=share, energy=protocol.energy), run_id, round_)
+        job = MeasureJob(
+            trial=trial,
+            round=round_,
+            budget_s=protocol.budget_s / len(plan.trials),
+            energy=protocol.energy,
+            sustained=following.sustained,
+        )
+        try:
+            run = self._run(job, run_id, round_)
+        except (KeyboardInterrupt, Terminated):
+            if self._cut is not None:
+                store.record(self._cut)
+            raise
         hot = cooling_finding(cooldown)
         run = msgspec.structs.replace(run, cooldown=cooldown, findings=(*run.findings, *([hot] if hot else [])))
         store.record(run)
         return run
+
+    def _with_cut(self, runs: list[Run]) -> list[Run]:
+        return [*runs, self._cut] if self._cut is not None else runs
 
     def search_threads(self, trial: TrialSpec, counts: tuple[int, ...]) -> Run:
         """Time the trial's workloads at several thread counts, in one child."""
@@ -180,7 +197,12 @@ class Session:
         self._cgroup.reset()
         with closing(Child(job, self._setting.host, self._setting.limits)) as child:
             self._telemetry.watch(child.pid)
-            ended = child.listen(self._hear)
+            try:
+                ended = child.listen(self._hear)
+            except (KeyboardInterrupt, Terminated):
+                if any(block.workload.startswith("sustained:") for block in child.attempt.blocks):
+                    self._cut = self._record(job, run_id, round_, child.abandoned(), self._telemetry.collect())
+                raise
         readings = self._telemetry.collect()
         return self._record(job, run_id, round_, ended, readings)
 

@@ -31,8 +31,9 @@ from edgebench.export.imatrix import COLLECTOR
 from edgebench.export.onnx_limits import LONGEST_TABLE
 from edgebench.export.precisions import NEEDS_IMATRIX, ONNX_ONLY, SHIPPED
 from edgebench.host import Host
+from edgebench.manifest import OnnxManifest
 from edgebench.records import Failure
-from edgebench.specs import Artifact, Calibration, OnnxManifest
+from edgebench.specs import Artifact, Calibration
 
 _LIMITS = Limits(load_s=3600.0)
 EXPORTER = "edgebench-onnx-2"

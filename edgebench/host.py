@@ -152,7 +152,9 @@ class Host:
             name = " ".join(argv).replace("/", "_")
             return CommandResult(0, self.read(self.root / "commands" / name), "")
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+            done = subprocess.run(
+                argv, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_s, check=False
+            )
         except FileNotFoundError:
             raise Unavailable(argv[0], "is not installed") from None
         except subprocess.TimeoutExpired:

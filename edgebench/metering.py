@@ -18,7 +18,7 @@ from edgebench.analysis.energy_findings import energy_findings, frozen_finding
 from edgebench.analysis.energy_source import EnergySource, choose
 from edgebench.analysis.energy_windows import channel_watts, workload_windows
 from edgebench.host import Host
-from edgebench.records import Channel, Energy, Finding, Run
+from edgebench.records import Channel, Energy, Finding, Run, Series
 from edgebench.specs import DeviceProfile
 
 SENSORS = ("meter", "rapl", "nvml", "ina3221", "pmic", "battery", "hwmon", "apple")
@@ -58,12 +58,12 @@ class Metering:
             return self._estimated(run, "the sampler was lost, and the readings with it"), ()
         watts = channel_watts(run)
         dead = [name for name, mean in watts.items() if mean <= 0]
-        readable = {series.channel.name for series in run.series}
+        readable = {one.channel.name for one in run.series if any(value is not None for value in one.values)}
         source = choose(channels, readable, device=run.trial.settings.device, watts=watts)
         frozen = frozen_finding(dead, replaced=isinstance(source, EnergySource))
         doubts = (frozen,) if frozen else ()
         if not isinstance(source, EnergySource):
-            return self._estimated(run, self._why(source.why, channels)), doubts
+            return self._estimated(run, self._why(source.why, channels, run.series)), doubts
         others = [
             EnergySource(channels=other.channels, scope=other.scope, method=other.method, why=other.why)
             for other in source.others
@@ -95,10 +95,11 @@ class Metering:
             estimate_model=found.model,
         )
 
-    def _why(self, why: str, channels: Sequence[Channel]) -> str:
+    def _why(self, why: str, channels: Sequence[Channel], series: Sequence[Series]) -> str:
         """Why there is no source: of each sensor that was looked for, what is missing."""
         found = {channel.name.partition(".")[0] for channel in channels if channel.unit in {"J", "W"}}
-        said = [text for name in SENSORS if (text := self._because(name, present=name in found))]
+        said = list(dict.fromkeys(one.missing_because for one in series if one.missing_because))
+        said += [text for name in SENSORS if (text := self._because(name, present=name in found))]
         return f"{why} ({'; '.join(said)})" if said else why
 
     def _because(self, name: str, *, present: bool) -> str:

@@ -21,6 +21,7 @@ from edgebench.host import Host
 from edgebench.metering import EstimateRequest
 from edgebench.plan import Preparer, Request, Teller, settings_for, thread_counts
 from edgebench.records import SCHEMA, Fact, Run
+from edgebench.registry import load
 from edgebench.schedule import Why
 from edgebench.specs import Plan, Settings, parse_workload
 from edgebench.store import Session, Store
@@ -41,6 +42,8 @@ class Options:
     store: str | None = None
     command: tuple[str, ...] = ()
     limits: Limits = Limits()
+    meter: str = ""
+    """A power meter outside the machine (see ``sensors/meter.py``); empty: the profile's, or the environment's."""
     estimate: EstimateRequest | None = None
 
 
@@ -81,6 +84,11 @@ class Profiler:
         self._host = Host()
         self._topology = read_topology(self._host)
         self._profile = devices.detect(self._host, self._topology)
+        if options.meter:
+            self._profile = msgspec.structs.replace(self._profile, attached_meter=options.meter)
+        meter = load("sensors", "meter")
+        if named := meter.named(self._profile):
+            meter.parse_meter(named)  # a slip is told now, not by a sampler that dies of it
 
     def _setting(self, runtimes: tuple[str, ...]) -> bench.Setting:
         return bench.Setting(

@@ -27,7 +27,8 @@ FindingKind = Literal[
     "contention", "frequency_drift", "throttled", "swapped_in", "major_faults", "round_drift", "too_few_rounds",
     "wide_interval", "governor", "on_battery", "quantization_fallback", "missing_simd", "omp_environment",
     "too_many_threads", "context_forced", "sampler_lost", "wrong_engine_version",
-    "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree", "net_not_resolvable", "hot_start",
+    "slowdown", "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree", "net_not_resolvable",
+    "hot_start",
 ]  # fmt: skip
 Severity = Literal["note", "suspect", "invalid"]
 
@@ -101,6 +102,8 @@ class Series(Record, frozen=True, kw_only=True):
     channel: Channel
     t_ns: tuple[int, ...]
     values: tuple[float | None, ...]
+    missing_because: str = ""
+    """What the source said about the last reading that failed, where it says anything."""
 
 
 class Mark(Record, frozen=True, kw_only=True):

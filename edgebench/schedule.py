@@ -28,6 +28,8 @@ class Next:
 
     trial: TrialSpec
     round: int
+    sustained: bool = True
+    """Whether its sustained workloads are still to be done: once is enough, they last long."""
 
 
 class Schedule:
@@ -52,12 +54,19 @@ class Schedule:
         trial_id = run.trial.trial_id
         if run.purpose != "measure" or trial_id not in self._runs:
             return
+        if run.failure is not None and run.failure.kind == "interrupted":
+            return  # whoever stopped the session did not judge the trial; the round is repeated
         runs = self._runs[trial_id]
         runs.append(run)
-        self._durations[trial_id] = (run.ended_ns - run.started_ns) / 1e9
+        lasting = {workload.name for workload in run.trial.workloads if workload.kind == "sustained"}
+        once_s = sum(block.seconds for block in run.blocks if block.workload in lasting)
+        self._durations[trial_id] = (run.ended_ns - run.started_ns) / 1e9 - once_s
         failures = [one for one in runs if one.outcome != "ok"]
         if any(one.outcome != "killed" for one in failures) or len(failures) > _KILLS_TOLERATED:
             self.stopped[trial_id] = "failed"
+            return
+        if all(workload.kind == "sustained" for workload in run.trial.workloads) and run.outcome == "ok":
+            self.stopped[trial_id] = "max-rounds"
             return
         decision = should_stop(self._values(runs), self._plan.protocol)
         if decision.stop and decision.reason != "continue":
@@ -94,7 +103,8 @@ class Schedule:
                 if self._runs[unfinished.trial_id]:
                     self.stopped[unfinished.trial_id] = "budget"
             return self.next(elapsed_s)
-        return Next(trial, current)
+        done = any(one.outcome == "ok" for one in self._runs[trial.trial_id])
+        return Next(trial, current, sustained=not done)
 
     def remaining(self) -> int:
         """Trials that have not left the schedule."""

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edgebench.errors import UsageError
+from edgebench.units import parse_duration
 
 
 class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,6 +206,8 @@ class DeviceProfile(Spec, frozen=True, kw_only=True):
     power_draw: PowerDraw | None = None
     throttle: str = ""
     """Name of the throttle sensor to expect, if any."""
+    attached_meter: str = ""
+    """A power meter outside the machine, ``[SCOPE=]KIND:TARGET`` (see ``sensors/meter.py``); ``--meter`` sets it."""
     throttle_rules: tuple[ThrottleRule, ...] = ()
     advice: tuple[str, ...] = ()
     build_flags: tuple[str, ...] = ()
@@ -220,16 +223,21 @@ class Workload(Spec, frozen=True, kw_only=True):
     """What is timed, in llama-bench's names.
 
     ``pp``: prefill of ``n`` random tokens. ``tg``: decode of ``n`` random tokens one at a time. Both start with
-    ``depth`` tokens already in the KV cache.
+    ``depth`` tokens already in the KV cache. ``sustained``: decode of ``n`` tokens from an empty cache, over and over
+    for ``seconds``, so that a device gets as hot as it will.
     """
 
-    kind: Literal["pp", "tg"]
+    kind: Literal["pp", "tg", "sustained"]
     n: int
     depth: int = 0
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        """``pp512``, ``tg128``, ``tg128@d512``."""
+        """``pp512``, ``tg128``, ``tg128@d512``, ``sustained:10m``."""
+        if self.kind == "sustained":
+            whole = self.seconds % 60 == 0
+            return f"sustained:{self.seconds / 60:g}m" if whole else f"sustained:{self.seconds:g}s"
         return f"{self.kind}{self.n}" + (f"@d{self.depth}" if self.depth else "")
 
     @property
@@ -239,20 +247,29 @@ class Workload(Spec, frozen=True, kw_only=True):
 
 
 _WORKLOAD = re.compile(r"(?P<kind>pp|tg)(?P<n>[0-9]{1,7})(?:@d(?P<depth>[0-9]{1,7}))?")
+_SUSTAINED = "sustained:"
+_SUSTAINED_TOKENS = 64
+"""Of a block: few enough that attention over those before costs nothing, enough that starting a block does not."""
 
 
 def parse_workload(text: str) -> Workload:
-    """Read ``pp512``, ``tg128`` or ``tg128@d512``.
+    """Read ``pp512``, ``tg128``, ``tg128@d512`` or ``sustained:10m``.
 
     Raises:
         UsageError: when the text is none of these, or names zero tokens.
     """
-    match = _WORKLOAD.fullmatch(text.strip().lower())
+    stripped = text.strip().lower()
+    if stripped.startswith(_SUSTAINED):
+        seconds = parse_duration(stripped.removeprefix(_SUSTAINED))
+        if not 1 <= seconds <= 86400:
+            raise UsageError(f"{text!r} lasts {seconds:g} s.", "give from 1 s to a day; 10m shows what most boards do.")
+        return Workload(kind="sustained", n=_SUSTAINED_TOKENS, seconds=seconds)
+    match = _WORKLOAD.fullmatch(stripped)
     if match is None or int(match["n"]) < 1:
         raise UsageError(
             f"{text!r} is not a workload.",
             "write pp<N> (prefill of N tokens) or tg<N> (decode of N tokens), with @d<DEPTH> for a filled KV cache: "
-            "pp512, tg128, tg128@d512.",
+            "pp512, tg128, tg128@d512; or sustained:<TIME> (decode for so long): sustained:10m.",
         )
     return Workload(kind="pp" if match["kind"] == "pp" else "tg", n=int(match["n"]), depth=int(match["depth"] or 0))
 
@@ -309,41 +326,6 @@ class Artifact(Spec, frozen=True, kw_only=True):
         return f"{self.precision} {self.variant}".rstrip()
 
 
-Activations = Literal["f32", "f16"]
-
-
-class OnnxManifest(Spec, frozen=True, kw_only=True):
-    """``edgebench.json`` in the folder of an ONNX export: what its graphs hold, readable without onnx."""
-
-    model: str
-    precision: str
-    architecture: str
-    layers: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context: int
-    """Tokens the model was trained for."""
-    table_context: int
-    """Tokens that the rotary tables in the data file cover."""
-    parameters: int
-    weight_bytes: int
-    accuracy_level: int
-    activations: Activations = "f32"
-    """Type of the tensors between the nodes, of the KV cache and of the logits."""
-    same_weights: bool
-    """Whether every weight has exactly the value that the checkpoint stores."""
-    first_token: int | None = None
-    """Begin-of-sequence token, if the model wants one."""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def variant(self) -> str:
-        """What tells it from others of its precision, as in `Artifact`."""
-        level = ["acc0"] if self.accuracy_level == 0 and self.precision != "fp32" else []
-        return " ".join([*level, *(["f16"] if self.activations == "f16" else [])])
-
-
 class Calibration(Spec, frozen=True, kw_only=True):
     """A text on which the importance of weights is measured before they are rounded."""
 
@@ -374,6 +356,9 @@ class TrialSpec(Spec, frozen=True, kw_only=True):
         for name in ("spinning", "arena", "pin"):
             if identity["settings"][name] is None:
                 del identity["settings"][name]  # so a runtime without them has the identity that it had before them
+        for workload in identity["workloads"]:
+            if not workload["seconds"]:
+                del workload["seconds"]  # likewise
         canonical = msgspec.json.encode(identity, order="deterministic")
         return hashlib.sha256(canonical).hexdigest()[:16]
 

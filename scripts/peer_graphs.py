@@ -29,6 +29,8 @@ PROGRAMS = Path(__file__).resolve().parent / "peers"
 REQUIREMENTS = {
     "genai": (("torch==2.13.0",), ("transformers>=5,<6", "onnxruntime-genai==0.18.0", "onnx", "onnx_ir")),
     "optimum": (("torch==2.13.0",), ("transformers>=4.57,<4.58", "optimum-onnx[onnxruntime]==0.1.0", "onnx_ir")),
+    "codecarbon": (("codecarbon==3.3.2",),),
+    "zeus": (("zeus==0.16.0",),),
 }
 # Nobody asks a hub for anything, or tells it anything.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -84,12 +86,14 @@ def environment(name: str) -> tuple[Path, str]:
     if not ready.is_file():
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
-        step([sys.executable, "-m", "venv", str(place)], f"making a virtual environment for {name} (about 1.5 GB)")
+        step([sys.executable, "-m", "venv", str(place)], f"making a virtual environment for {name} (up to 1.5 GB)")
         for wanted in steps:
             step([str(python), "-m", "pip", "install", "--quiet", *wanted], f"installing {', '.join(wanted)}")
         listed = step([str(python), "-m", "pip", "freeze"], "asking pip what it installed")
         ready.write_text(listed, encoding="utf-8")
-    told = re.compile(r"^(?:torch|transformers|onnxruntime|onnxruntime-genai|optimum-onnx)==\S+$", re.MULTILINE)
+    told = re.compile(
+        r"^(?:torch|transformers|onnxruntime|onnxruntime-genai|optimum-onnx|codecarbon|zeus)==\S+$", re.MULTILINE
+    )
     return python, ", ".join(told.findall(ready.read_text(encoding="utf-8")))
 
 

@@ -22,7 +22,7 @@ CLOCK_LIMIT = 0.9
 DRIFT_LIMIT = 0.02
 SPREAD_LIMIT = 0.10
 _RANK = {"invalid": 0, "suspect": 1, "note": 2}
-_PI_NOW = {1: "under-voltage", 2: "frequency capped", 4: "throttled", 8: "soft temperature limit"}
+PI_NOW = {1: "under-voltage", 2: "frequency capped", 4: "throttled", 8: "soft temperature limit"}
 _COOLS_THE_CPU = ("cpu", "processor", "powerclamp")
 
 
@@ -154,7 +154,7 @@ def _pi_bits_during(values: Sequence[float]) -> str:
     for value in values:
         now |= int(value) & 0xF
         now |= (int(value) & ~before) >> 16 & 0xF
-    return ", ".join(text for bit, text in _PI_NOW.items() if now & bit)
+    return ", ".join(text for bit, text in PI_NOW.items() if now & bit)
 
 
 def _swapped_in(run: Run) -> Finding | None:

@@ -22,6 +22,7 @@ from edgebench.analysis.findings import (
     trial_findings,
 )
 from edgebench.analysis.resources import merge_energy, merge_memory, rss_peak
+from edgebench.analysis.sustained import Sustained, best_sustained, sustained_finding
 from edgebench.records import Block, Energy, Failure, Finding, Loaded, MemoryUse, Outcome, Record, Run
 from edgebench.specs import Protocol, TrialSpec, Workload
 
@@ -72,6 +73,8 @@ class TrialSummary(Record, frozen=True, kw_only=True):
     load_s: Estimate | None
     loaded: Loaded | None
     workloads: dict[str, WorkloadSummary]
+    sustained: tuple[Sustained, ...] = ()
+    """Speed over time, of each sustained workload."""
     memory: MemoryUse
     rss_peak: int | None
     energy: Energy
@@ -99,8 +102,10 @@ def summarize(runs: Sequence[Run], protocol: Protocol) -> TrialSummary:
     if len({run.trial.trial_id for run in rounds}) != 1:
         raise ValueError("summarize takes the measured runs of exactly one trial")
     good = [run for run in rounds if run.outcome == "ok"]
-    bad = [run for run in rounds if run.outcome != "ok"]
+    bad = [run for run in rounds if run.outcome != "ok" and not (good and _interrupted(run))]
     workloads, values, findings = _workloads(good, protocol)
+    lasting = best_sustained(rounds)
+    slowdown = sustained_finding(lasting)
     return TrialSummary(
         trial=rounds[0].trial,
         rounds_ok=len(good),
@@ -110,17 +115,24 @@ def summarize(runs: Sequence[Run], protocol: Protocol) -> TrialSummary:
         load_s=_estimate([run.loaded.load_s for run in good if run.loaded], protocol),
         loaded=next((run.loaded for run in [*good, *bad] if run.loaded), None),
         workloads=workloads,
+        sustained=lasting,
         memory=merge_memory([run.memory for run in good or bad]),
         rss_peak=rss_peak([run.memory for run in good or bad]),
         energy=merge_energy([run.energy for run in good or bad]),
         findings=gravest_first(
             [
                 *findings,
-                *(trial_findings(values, protocol) if good else ()),
+                *([slowdown] if slowdown else []),
+                *(trial_findings(values, protocol) if values else ()),
                 *merge_findings([_beside_contention(run) for run in rounds]),
             ]
         ),
     )
+
+
+def _interrupted(run: Run) -> bool:
+    """Stopped by whoever started the session: no failure of the trial, and ``--resume`` repeats it."""
+    return run.failure is not None and run.failure.kind == "interrupted"
 
 
 def _beside_contention(run: Run) -> list[Finding]:
@@ -134,7 +146,7 @@ def round_values(run: Run) -> dict[str, float]:
     The median of the clean blocks, or of all blocks where none is clean.
     """
     values, disturbed = {}, disturbed_blocks(run)
-    for workload in run.trial.workloads:
+    for workload in (one for one in run.trial.workloads if one.kind != "sustained"):
         blocks = [block for block in run.blocks if block.workload == workload.name]
         clean = [block for block in blocks if (block.workload, block.index) not in disturbed]
         if blocks:
@@ -154,6 +166,8 @@ def _workloads(
     disturbed = {run.run_id: disturbed_blocks(run) for run in rounds}
     counts: dict[str, tuple[int, int, bool]] = {}
     for workload in rounds[0].trial.workloads if rounds else ():
+        if workload.kind == "sustained":
+            continue  # its speed changes with time: no median describes it
         every = [(run, [block for block in run.blocks if block.workload == workload.name]) for run in rounds]
         clean = [
             [block for block in blocks if (block.workload, block.index) not in disturbed[run.run_id]]

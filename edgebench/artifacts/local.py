@@ -10,7 +10,8 @@ import msgspec
 from edgebench.artifacts.cache import Progress, known_hash, size_of
 from edgebench.checkpoint.onnx_file import MODEL, graph_of
 from edgebench.errors import ArtifactError, UsageError
-from edgebench.specs import Artifact, OnnxManifest
+from edgebench.manifest import OnnxManifest
+from edgebench.specs import Artifact
 
 FOREIGN = "foreign"
 """Precision of an ONNX graph that somebody else exported: it holds whatever it holds."""

@@ -67,7 +67,8 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
     "workloads",
     multiple=True,
     metavar="NAME",
-    help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache. Repeatable.",
+    help="pp<N>: prefill, tg<N>: decode, with @d<DEPTH> after a filled cache; sustained:<TIME>: decode for so long, to "
+    "see when the device slows down. Repeatable.",
 )
 @click.option("--budget", metavar="TIME", help="Time for measuring: 90s, 10m.")
 @click.option(
@@ -107,6 +108,12 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
     metavar="[SESSION]",
     help="Finish an interrupted session; only what is missing is repeated.",
 )
+@click.option(
+    "--meter",
+    metavar="[SCOPE=]KIND:TARGET",
+    help="A power meter outside: shelly1, shelly2, tasmota, homeassistant, json (http://...), command, lines, serial, "
+    "hwmon. SCOPE: wall_ac (default of plugs) or dc_input.",
+)
 @click.option("--timeout", metavar="TIME", help="Longest silence of a step before it counts as hanging. [default: 15m]")
 @click.option("--store", metavar="URL", help="Result store: a path or a URL.")
 @click.option("--accept-license", is_flag=True, help="Accept the model's terms before its first download.")
@@ -135,8 +142,13 @@ def command(**options: Any) -> int:
         limits = Limits(load_s=parse_duration(options["timeout"]), block_s=parse_duration(options["timeout"]))
     _check_output(options["output"])
     command_line = ("edgebench", *sys.argv[1:])
-    estimate = _estimate(options)
-    settings = Options(store=options["store"], command=command_line, limits=limits, estimate=estimate)
+    settings = Options(
+        store=options["store"],
+        command=command_line,
+        limits=limits,
+        estimate=_estimate(options),
+        meter=options["meter"] or "",
+    )
     profiler = Profiler(settings, listener)
     outcome = profiler.resume(options["resume"]) if options["resume"] else profiler.run(request)
     listener.clear()

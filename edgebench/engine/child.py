@@ -124,6 +124,17 @@ class Child:
         outcome, failure = self.attempt.conclude(ended)
         return Ended(self.attempt, outcome, failure, self._started_ns, self._host.monotonic_ns())
 
+    def abandoned(self) -> Ended:
+        """What is left when whoever started the session stops it in the middle."""
+        self.close()
+        failure = Failure(
+            kind="interrupted",
+            says=f"the session was stopped in phase {self.attempt.phase!r}",
+            next_step="finish it: edgebench profile --resume",
+            phase=self.attempt.phase,
+        )
+        return Ended(self.attempt, "killed", failure, self._started_ns, self._host.monotonic_ns())
+
     def _wait(self) -> int:
         """The exit status; a child that closed its pipe and does not exit is killed."""
         try:

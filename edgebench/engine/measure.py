@@ -2,6 +2,9 @@
 
 The order of the workloads alternates between rounds (ABBA), each block starts from a cleared KV cache, and whatever is
 not a timed call (reading counters, talking to the parent) lies outside the block.
+
+Sustained workloads come last, since they leave the machine hot. Their blocks are told one by one like all others, so
+that whatever ends the child leaves those before.
 """
 
 from __future__ import annotations
@@ -158,15 +161,20 @@ def measure(job: MeasureJob, runtime: Runtime, parent: Parent, host: Host) -> Fi
     bench = _open(job, runtime, parent, host)
     rest(parent.say, "idle_loaded", job.energy)
     ordered = job.trial.workloads if job.round % 2 == 0 else job.trial.workloads[::-1]
+    brief = [workload for workload in ordered if workload.kind != "sustained"]
+    lasting = [workload for workload in ordered if workload.kind == "sustained" and job.sustained]
     spent = 0.0
     greedy: tuple[int, ...] = ()
-    for workload in ordered:
+    for workload in (*brief, *lasting):
         parent.say(Phase(name=workload.name, t_ns=time.monotonic_ns()))
         bench.memory.begin()
         context = bench.model.context(workload.context, job.trial.settings)
         greedy = greedy or bench.greedy(context)
         filled = bench.warm_up(context, workload)
-        spent = _blocks(job, bench, context, workload, filled, spent)
+        if workload.kind == "sustained":
+            _sustain(bench, context, workload)
+        else:
+            spent = _blocks(job, bench, context, workload, filled, spent)
         parent.say(Measured(phase=bench.memory.end(workload.name)))
         context.close()
     parent.say(Phase(name="end", t_ns=time.monotonic_ns()))
@@ -205,6 +213,16 @@ def _blocks(
         spent, window = spent + block.seconds, window + block.seconds
         bench.parent.say(Timed(block=block))
     return spent
+
+
+def _sustain(bench: Bench, context: Context, workload: Workload) -> None:
+    """Block after block until the time is over; each is the same work, so that a change is the machine's."""
+    end_ns = time.monotonic_ns() + round(workload.seconds * 1e9)
+    index = 0
+    while time.monotonic_ns() < end_ns:
+        context.clear()
+        bench.parent.say(Timed(block=bench.block(context, workload, index, workload.name)))
+        index += 1
 
 
 def search_threads(job: ThreadSearchJob, runtime: Runtime, parent: Parent, host: Host) -> Finished:

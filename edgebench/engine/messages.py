@@ -29,6 +29,8 @@ class MeasureJob(Message, frozen=True, kw_only=True, tag="measure"):
     budget_s: float
     """After this much time in blocks each workload stops at its first block."""
     prompt: tuple[int, ...] = ()
+    sustained: bool = True
+    """Whether to do the sustained workloads too: they last long, and once is enough."""
     energy: EnergyBlocks | None = None
     """Fill a window with each workload instead, whatever the budget, between idle phases."""
 

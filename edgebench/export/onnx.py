@@ -25,7 +25,7 @@ from edgebench.export.blocks import BLOCK, Quantized, quantize, take_over
 from edgebench.export.onnx_data import DataFile, Place
 from edgebench.export.onnx_graph import DecoderGraph, Stored, Weights
 from edgebench.export.onnx_limits import LONGEST_TABLE
-from edgebench.specs import OnnxManifest
+from edgebench.manifest import OnnxManifest
 
 PRECISIONS = ("fp32", "int8", "int4", "int4-mixed", "as-stored")
 MODEL, SCORING, DATA = "model.onnx", "scoring.onnx", "weights.data"

@@ -18,7 +18,7 @@ from onnx import TensorProto, numpy_helper
 from edgebench.errors import ArtifactError
 from edgebench.export.onnx import DATA, MANIFEST, MODEL, SCORING
 from edgebench.export.onnx_data import DataFile, Place
-from edgebench.specs import OnnxManifest
+from edgebench.manifest import OnnxManifest
 
 _TABLES = ("cos", "sin")
 _NOTE = "computes in half precision: activations, KV cache and weights that are not in blocks are float16"

@@ -16,6 +16,7 @@ from edgebench.analysis.summary import Estimate, TrialSummary
 from edgebench.analysis.twins import twins
 from edgebench.records import EngineMemory, Finding
 from edgebench.report.energy import print_energy, token_cell
+from edgebench.report.sustained import print_sustained
 from edgebench.specs import Settings
 from edgebench.units import format_bytes_mib, format_estimate, format_rate, format_seconds
 
@@ -26,6 +27,7 @@ _STYLE = {"invalid": "bold red", "suspect": "yellow", "note": "dim"}
 def print_result(console: Console, trials: Sequence[TrialSummary]) -> None:
     """Everything about the trials that could be measured: the table, the doubts, and why something is missing."""
     measured = [trial for trial in trials if trial.outcome == "ok"]
+    print_sustained(console, trials)
     if not measured:
         return
     print_trials(console, measured)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from edgebench.specs import Activations
+from edgebench.manifest import Activations
 
 _CPU = "CPUExecutionProvider"
 _GPU_PACKAGE = "onnxruntime-gpu in place of onnxruntime (on a Jetson, the wheel made for its JetPack)"

@@ -1,10 +1,10 @@
 """A runtime without an engine: scripted durations, and scripted ways to die.
 
 It ships, so that scheduling, statistics, rendering and recovery can be tried in milliseconds on any machine
-(``--runtime fake --script tg_token_s=0.005``). Its blocks report the scripted time without waiting for it; its faults
-are real: a process that really dies, hangs or eats memory, for every artifact or (``only_bits``) for one of a sweep.
-Its "logits" are a hash of the tokens seen, so that the contract of a runtime (same tokens, same logits; prefix plus
-rest equals the whole) can be tested on it.
+(``--runtime fake --script tg_token_s=0.005``). Its blocks report the scripted time without waiting for it, unless
+``wait=1``. Its faults are real: a process that really dies, hangs or eats memory, for every artifact or
+(``only_bits``) for one of a sweep. Its "logits" are a hash of the tokens seen, so that the contract of a runtime (same
+tokens, same logits; prefix plus rest equals the whole) can be tested on it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,14 @@ DEFAULTS: dict[str, float] = {
     "eat_mib": 0.0,  # really touches this much memory while loading
     "fail": 0.0,  # 1: raises an exception while loading
     "nan_logits": 0.0,  # 1: its logits are not numbers
+    "slow_after_s": 0.0,  # so long after loading, by the real clock...
+    "slow_over_s": 0.0,  # ...and over this time...
+    "slow_to": 1.0,  # ...its speed falls to this share: a machine that throttles
     "block_s": 0.0,  # really sleeps this long in each timed call
     "wait": 0.0,  # 1: a timed call really takes its scripted time
     "only_bits": 0.0,  # the faults above happen only to an artifact of this many bits per weight; 0: to every one
 }
-_TIMES = ("load_s", "pp_token_s", "tg_token_s")
+_TIMES = ("load_s", "pp_token_s", "tg_token_s", "slow_to")
 _FAULTS = ("die_signal", "hang_s", "eat_mib", "fail", "nan_logits", "block_s")
 _LARGEST = 1e6
 _PARAMETERS = 1000
@@ -80,9 +83,10 @@ def _script_of(trial: TrialSpec) -> dict[str, float]:
 class FakeContext:
     """Remembers the tokens as a hash and answers with scripted times."""
 
-    def __init__(self, script: dict[str, float], capacity: int, count: list[int]) -> None:
+    def __init__(self, script: dict[str, float], capacity: int, count: list[int], loaded_s: float) -> None:
         self._script, self._capacity, self._count = script, capacity, count
         self._seen: tuple[int, ...] = ()
+        self._loaded_s = loaded_s
         self._noise = random.Random(os.urandom(8))  # noqa: S311 - noise, not secrets
 
     def clear(self) -> None:
@@ -99,11 +103,20 @@ class FakeContext:
         self._count[0] += 1
         if self._script["block_s"]:
             time.sleep(self._script["block_s"])
-        factor = 1 + self._script["spread"] * self._noise.expovariate(1)
+        factor = (1 + self._script["spread"] * self._noise.expovariate(1)) / self._speed()
         start, steps = time.monotonic_ns(), [max(1, round(token_s * factor * 1e9))] * tokens
         if self._script["wait"]:
             time.sleep(sum(steps) / 1e9)
         return start, steps
+
+    def _speed(self) -> float:
+        """What is left of the speed now, as a share."""
+        since_s = time.monotonic() - self._loaded_s - self._script["slow_after_s"]
+        if since_s < 0:
+            return 1.0
+        over_s = self._script["slow_over_s"]
+        done = min(1.0, since_s / over_s) if over_s else 1.0
+        return 1 - done * (1 - self._script["slow_to"])
 
     def time_prefill(self, tokens: Sequence[int]) -> tuple[int, int, tuple[int, ...], int]:
         self.prefill(tokens)
@@ -143,6 +156,7 @@ class FakeModel:
         self._script = _script_of(trial)
         self._count = [0]
         self._suffer()
+        self._loaded_s = time.monotonic()
         self.loaded = Loaded(
             load_s=self._script["load_s"],
             parameters=_PARAMETERS,
@@ -167,7 +181,7 @@ class FakeModel:
             raise RuntimeError("the script says: fail")
 
     def context(self, n_ctx: int, settings: Settings) -> FakeContext:  # noqa: ARG002 - settings change nothing here
-        return FakeContext(self._script, n_ctx, self._count)
+        return FakeContext(self._script, n_ctx, self._count, self._loaded_s)
 
     def memory(self) -> EngineMemory | None:
         return EngineMemory(weights={"FAKE": 1 << 20}, kv=1 << 18, compute=1 << 17, output=1 << 10)

@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from edgebench.checkpoint.onnx_file import graph_of
 from edgebench.errors import ArtifactError
+from edgebench.manifest import Activations, OnnxManifest
 from edgebench.records import EngineMemory, Fact, Loaded
 from edgebench.runtimes._ort_devices import PROVIDERS, devices_of
 from edgebench.runtimes._ort_foreign import ForeignModel
 from edgebench.runtimes._ort_session import SETTINGS, Sessions
 from edgebench.runtimes.base import chunks, time_calls
-from edgebench.specs import Activations, KVType, OnnxManifest, Settings, TrialSpec
+from edgebench.specs import KVType, Settings, TrialSpec
 
 _TYPES = {"f32": np.float32, "f16": np.float16}
 

@@ -7,7 +7,7 @@ windows and integration come from the sampler and from ``analysis``; a sensor on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgebench.records import Channel
 
@@ -36,3 +36,16 @@ class WatchesProcess(Protocol):
     def watch(self, pid: int | None) -> None:
         """Follow this process from now on."""
         ...
+
+
+@runtime_checkable
+class WaitsForAnswer(Protocol):
+    """A sensor whose `Sensor.read` waits for a network, a program or a cable.
+
+    The sampler reads it in a thread of its own, one ``period_s`` after the other, so that it delays no other sensor.
+    """
+
+    taken_ns: int
+    """When the last reading was taken, CLOCK_MONOTONIC: the sensor knows better than who waited for it."""
+    trouble: str
+    """Why the last missing value is missing; empty while none was."""

@@ -3,13 +3,16 @@
 Intel counts throttle events and their time per core and per package since boot (kernel documentation,
 ABI/testing/sysfs-devices-system-cpu); siblings of a core show the same counter, so each core and package counts once.
 The Raspberry Pi firmware answers ``get_throttled`` with bits 0-3 for now and 16-19 for "since boot" (Raspberry Pi
-documentation, vcgencmd); the sticky bits never clear, so only a bit that appears during a run tells about the run.
+documentation, vcgencmd); the sticky bits never clear, so only a bit that appears during a run tells about the run. Its
+``measure_clock`` tells the clock that the firmware really set, while ``scaling_cur_freq`` shows what was asked for.
 A cooling device in a state above 0 limits the processor (fans are left out: they cool without slowing anything).
+What slows an NVIDIA GPU is told by its own sensor.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from edgebench.specs import DeviceProfile
 
 PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_MASK = 0xF000F
+_CLOCK = re.compile(r"frequency\(\d{1,3}\)=(\d{1,11})")
+_TOOL_S = 0.5
 _FIRMWARE = "devices/platform/soc/soc:firmware/get_throttled"
 
 Reader = Callable[[], float | None]
@@ -48,6 +53,23 @@ class ThrottleSensor:
     def read(self) -> Sequence[float | None]:
         """Values now."""
         return [read() for _, read in self._sources]
+
+
+class FirmwareSensor(ThrottleSensor):
+    """The same where some of it is asked of the firmware by a program, which takes its time."""
+
+    def __init__(self, sources: Sequence[tuple[Channel, Reader]]) -> None:
+        super().__init__(sources)
+        self.taken_ns, self.trouble = 0, ""
+
+    def read(self) -> Sequence[float | None]:
+        """Values now, stamped in the middle."""
+        before = time.monotonic_ns()
+        values = super().read()
+        self.taken_ns = (before + time.monotonic_ns()) // 2
+        if None in values:
+            self.trouble = "vcgencmd gave no answer: is it installed, and may this user open its device (group video)?"
+        return values
 
 
 def _intel(host: Host) -> Iterator[tuple[Channel, Reader]]:
@@ -82,12 +104,31 @@ def _pi_bits(host: Host) -> int | None:
     """The firmware's flags, from the kernel's copy (boards up to the Pi 4) or from the firmware's own tool."""
     text = host.try_read(host.sys(_FIRMWARE))
     if text is None:
-        try:
-            text = host.run(["vcgencmd", "get_throttled"], timeout_s=0.5).stdout.strip().removeprefix("throttled=")
-        except Unavailable:
-            return None
+        text = _ask_firmware(host, "get_throttled").removeprefix("throttled=")
     match = re.fullmatch(r"(?:0[xX])?([0-9a-fA-F]{1,8})", text)
     return int(match[1], 16) & _PI_MASK if match else None
+
+
+def _pi_clock(host: Host) -> float | None:
+    """The clock of the cores in Hz, as the firmware measures it."""
+    match = _CLOCK.fullmatch(_ask_firmware(host, "measure_clock", "arm"))
+    return float(match[1]) or None if match else None
+
+
+def _ask_firmware(host: Host, *words: str) -> str:
+    """What the firmware's tool answers; nothing where there is none."""
+    try:
+        return host.run(["vcgencmd", *words], timeout_s=_TOOL_S).stdout.strip()
+    except Unavailable:
+        return ""
+
+
+def _firmware(host: Host, profile: DeviceProfile | None) -> Iterator[tuple[Channel, Reader]]:
+    expected = profile is not None and profile.throttle == "raspberry-pi"
+    if expected or _pi_bits(host) is not None:
+        yield Channel(name="throttle.pi_bits", unit="1", kind="gauge"), lambda: _pi_bits(host)
+        if _pi_clock(host) is not None:
+            yield Channel(name="throttle.pi_clock", unit="Hz", kind="gauge"), lambda: _pi_clock(host)
 
 
 def _cooling(host: Host) -> Iterator[tuple[Channel, Reader]]:
@@ -109,12 +150,12 @@ def _state(host: Host, path: Path) -> Reader:
 
 def detect(host: Host, profile: DeviceProfile | None) -> ThrottleSensor | None:
     """The sensor where any of the three sources exists, or where the profile expects the Pi's flags."""
-    sources = [*_intel(host)]
-    expected = profile is not None and profile.throttle == "raspberry-pi"
-    if expected or _pi_bits(host) is not None:
-        sources.append((Channel(name="throttle.pi_bits", unit="1", kind="gauge"), lambda: _pi_bits(host)))
-    sources.extend(_cooling(host))
-    return ThrottleSensor(sources) if sources else None
+    firmware = list(_firmware(host, profile))
+    sources = [*_intel(host), *firmware, *_cooling(host)]
+    if not sources:
+        return None
+    waits = firmware and (len(firmware) > 1 or not host.sys(_FIRMWARE).exists())
+    return FirmwareSensor(sources) if waits else ThrottleSensor(sources)
 
 
 def absent(host: Host) -> tuple[str, str]:

@@ -16,6 +16,8 @@ SENSORS = registry.names("sensors")
 
 # For each machine: what is read (W, or J of the counter), and the channels that are its energy.
 MACHINES = {
+    "macbook-air-m1": ({"apple.soc": 1.1}, ("apple.soc",), "soc_compute", "gauge"),
+    "mac-newer-system": ({"apple.soc": 2.32}, ("apple.soc",), "soc_compute", "gauge"),
     "raspberry-pi-5": ({"pmic.board": 7.2398}, ("pmic.board",), "board_rails", "gauge"),
     "jetson-orin-nano": ({"ina3221.VDD_IN": 4.7616}, ("ina3221.VDD_IN",), "module", "gauge"),
     "jetson-agx-orin": (

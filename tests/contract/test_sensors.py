@@ -10,6 +10,7 @@ import pytest
 
 from edgebench import registry
 from edgebench.host import Host
+from edgebench.specs import DeviceProfile, Match
 
 UNITS = {"W", "J", "C", "Hz", "bytes", "s", "events", "1"}
 SENSORS = registry.names("sensors")
@@ -40,6 +41,9 @@ EVERYTHING = {
     "POWER_SUPPLY_ENERGY_NOW=32940000\n",
     "sys/class/power_supply/AC/type": "Mains\n",
     "sys/class/power_supply/AC/online": "0\n",
+    "commands/cat watts.txt": "4.2 W\n",
+    "commands/vcgencmd measure_clock arm": "frequency(48)=1500345728\n",
+    "commands/powermetrics --samplers cpu_power,gpu_power -n 1 -i 500": "CPU Power: 947 mW\nCombined Power: 1100 mW\n",
     "sys/class/powercap/intel-rapl:0/name": "package-0\n",
     "sys/class/powercap/intel-rapl:0/energy_uj": "52649883221\n",
     "sys/class/powercap/intel-rapl:0/max_energy_range_uj": "262143328850\n",
@@ -54,6 +58,8 @@ EVERYTHING = {
     "commands/vcgencmd pmic_read_adc": " VDD_CORE_A current(7)=6.22421000A\n VDD_CORE_V volt(15)=0.86173300V\n",
     "commands/nvml": '[{"energy_mj": 5, "instant_mw": 11170, "temperature_c": 35, "memory_process_bytes": 7}]\n',
 }
+NAMED = DeviceProfile(id="named", title="a board with a meter", match=Match(), attached_meter="command:cat watts.txt")
+"""A meter is there because somebody says so; everything else is found."""
 NAMES_AND_TYPES = re.compile(r"(type|name|label|cgroup)$")
 
 
@@ -66,7 +72,7 @@ def tree(root: Path, files: dict[str, str]) -> Host:
 
 
 def detect(name, host):
-    return registry.load("sensors", name).detect(host, None)
+    return registry.load("sensors", name).detect(host, NAMED if name == "meter" else None)
 
 
 def watch(sensor, pid):
@@ -80,7 +86,7 @@ HERE = {name: sensor for name in SENSORS if (sensor := detect(name, Host())) is 
 
 @pytest.mark.parametrize("name", SENSORS)
 def test_an_empty_machine_has_no_such_sensor(name, tmp_path):
-    assert detect(name, Host(tmp_path)) is None
+    assert registry.load("sensors", name).detect(Host(tmp_path), None) is None
 
 
 @pytest.mark.parametrize("name", SENSORS)

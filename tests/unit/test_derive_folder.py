@@ -21,8 +21,9 @@ from edgebench.checkpoint.hf import HFWeights
 from edgebench.derive import CONVERTER, Kind, Maker
 from edgebench.engine.child import run_job
 from edgebench.host import Host
+from edgebench.manifest import OnnxManifest
 from edgebench.records import Failure
-from edgebench.specs import Artifact, OnnxManifest
+from edgebench.specs import Artifact
 
 QUANTIZER = "llama.cpp of the test"
 

@@ -17,7 +17,7 @@ from edgebench.checkpoint.gguf_weights import GGUFWeights
 from edgebench.errors import ArtifactError
 from edgebench.export.onnx import DATA, MODEL, SCORING, export
 from edgebench.export.onnx_half import halve
-from edgebench.specs import OnnxManifest
+from edgebench.manifest import OnnxManifest
 from tests.unit.test_onnx_export import QUANTIZED, Exported, random_tensors, write_gguf
 
 

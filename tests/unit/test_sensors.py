@@ -11,6 +11,7 @@ import pytest
 
 from edgebench.host import Host
 from edgebench.sensors import battery, contention, cpufreq, memory, thermal, throttle
+from edgebench.sensors.base import WaitsForAnswer
 from edgebench.specs import DeviceProfile, Match
 
 TREES = Path(__file__).parents[1] / "trees"
@@ -182,6 +183,14 @@ def test_a_raspberry_pi_4_answers_through_the_kernels_copy_in_hexadecimal_withou
     sensor = throttle.detect(tree(tmp_path, "raspberry-pi-5", **changes), None)
     assert sensor is not None
     assert readings(sensor) == {"throttle.pi_bits": 0x50005}  # bits of no documented meaning are masked
+
+
+def test_a_raspberry_pi_tells_its_real_clock_and_is_asked_beside_the_other_sensors(tmp_path):
+    changes = {"commands/vcgencmd measure_clock arm": "frequency(48)=1500345728\n"}
+    sensor = throttle.detect(tree(tmp_path, "raspberry-pi-5", **changes), None)
+    assert isinstance(sensor, WaitsForAnswer)
+    assert readings(sensor) == {"throttle.pi_bits": 0x50000, "throttle.pi_clock": 1500345728}
+    assert not isinstance(throttle.detect(tree(tmp_path / "laptop", "laptop-i5-1340p"), None), WaitsForAnswer)
 
 
 def test_a_profile_that_expects_the_flags_gets_the_channel_even_when_they_cannot_be_read(tmp_path):
