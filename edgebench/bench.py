@@ -19,6 +19,7 @@ import msgspec
 from edgebench.analysis.disturbance import disturbance
 from edgebench.analysis.findings import run_findings
 from edgebench.cooling import Cooling, cooling_finding
+from edgebench.device_profile import DeviceProfile
 from edgebench.engine.cgroup_peak import CgroupPeak
 from edgebench.engine.child import Child, Ended
 from edgebench.engine.messages import About, MeasureJob, Phase, Ready, Reply, ThreadSearchJob
@@ -32,7 +33,7 @@ from edgebench.plan import Rejected
 from edgebench.provenance import collect
 from edgebench.records import Energy, MemoryUse, Provenance, Run, Series
 from edgebench.schedule import Next, Schedule, Why
-from edgebench.specs import DeviceProfile, Plan, TrialSpec
+from edgebench.specs import Plan, TrialSpec
 from edgebench.stats import median
 from edgebench.store import Store
 from edgebench.topology import Topology

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebench import devices, provenance, registry
+from edgebench.device_profile import DeviceProfile
 from edgebench.doctor.noise import examine_noise
 from edgebench.errors import UsageError
 from edgebench.host import REFUSED, CommandResult, Host, Unavailable
 from edgebench.sensors._nvml_library import Library
 from edgebench.sensors.nvml import recording
-from edgebench.specs import DeviceProfile
 from edgebench.topology import Topology, read_topology
 
 _MOST_BYTES = 256 * 1024

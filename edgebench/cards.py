@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.errors import HostError, UnknownNameError, UsageError
-from edgebench.specs import Claim, DeviceProfile, ModelCard
+from edgebench.specs import Claim, ModelCard
 
 if sys.version_info >= (3, 11):
     import tomllib

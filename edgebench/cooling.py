@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.records import Cooldown, Finding
 from edgebench.sensors import thermal
-from edgebench.specs import DeviceProfile
 
 WITHIN_C = 3.0
 LONGEST_S = 300.0

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable
 
 from edgebench.cards import device_profiles
+from edgebench.device_profile import DeviceProfile, Match
 from edgebench.errors import HostError
 from edgebench.host import Host, Unavailable
 from edgebench.kerneltext import parse_sizes
 from edgebench.provenance import device_tree_model, firmware_names
-from edgebench.specs import DeviceProfile, Match
 from edgebench.topology import Topology
 
 _GPU_MODEL = re.compile(r"^Model:\s*(\S.*?)\s*$", re.MULTILINE)

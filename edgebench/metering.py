@@ -17,9 +17,9 @@ from edgebench.analysis.energy_estimate import estimate
 from edgebench.analysis.energy_findings import energy_findings, frozen_finding
 from edgebench.analysis.energy_source import EnergySource, choose
 from edgebench.analysis.energy_windows import channel_watts, workload_windows
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.records import Channel, Energy, Finding, Run, Series
-from edgebench.specs import DeviceProfile
 
 SENSORS = ("meter", "rapl", "nvml", "ina3221", "pmic", "battery", "hwmon", "apple")
 """Those that can tell power or energy."""

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 
 from edgebench.analysis.energy_windows import workload_windows
+from edgebench.device_profile import DeviceProfile
 from edgebench.records import Run
-from edgebench.specs import DeviceProfile
 
 SPREAD = 0.3
 OF_LIMIT = (0.2, 1.0)

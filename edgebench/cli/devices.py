@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgebench.specs import Claim, DeviceProfile
+    from edgebench.device_profile import DeviceProfile
+    from edgebench.specs import Claim
 
 
 @click.group(short_help="Device profiles: detect, list, show, draft.")

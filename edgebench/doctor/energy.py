@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgebench.analysis.energy_source import EnergySource, NoEnergySource, OtherSource, choose
+from edgebench.device_profile import DeviceProfile
 from edgebench.doctor.checks import Check, Section
 from edgebench.doctor.sensing import Sensed
 from edgebench.host import Host
 from edgebench.provenance import virtualization
-from edgebench.specs import DeviceProfile
 from edgebench.topology import Topology
 
 _METER = "use a USB or wall meter; nothing is guessed in its place."

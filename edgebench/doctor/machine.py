@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from edgebench import devices, provenance
+from edgebench.device_profile import DeviceProfile
 from edgebench.doctor.checks import Check, Section
 from edgebench.host import Host
 from edgebench.kerneltext import parse_sizes
 from edgebench.records import Fact
-from edgebench.specs import DeviceProfile
 from edgebench.topology import Topology, default_threads
 from edgebench.units import format_bytes_mib
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from edgebench import registry
+from edgebench.device_profile import DeviceProfile
 from edgebench.doctor.checks import Check, Section
 from edgebench.host import Host
 from edgebench.records import Channel
 from edgebench.sensors.base import Sensor
-from edgebench.specs import DeviceProfile
 
 _SHOWN = 6
 

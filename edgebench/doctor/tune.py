@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import natural
 from edgebench.provenance import speed_variables
-from edgebench.specs import DeviceProfile
 
 _CPUS = "devices/system/cpu"
 _SWITCHES = ((f"{_CPUS}/intel_pstate/no_turbo", "0", "1"), (f"{_CPUS}/cpufreq/boost", "1", "0"))

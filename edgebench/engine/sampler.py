@@ -23,11 +23,11 @@ from typing import BinaryIO, Literal
 
 import msgspec
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.records import Channel, Series
 from edgebench.registry import load, names
 from edgebench.sensors.base import Sensor, WaitsForAnswer
-from edgebench.specs import DeviceProfile
 
 _CHUNK = 4096
 _NEVER_NS = 2**62

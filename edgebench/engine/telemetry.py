@@ -13,9 +13,9 @@ from contextlib import suppress
 
 import msgspec
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.engine.sampler import Order, Readings
 from edgebench.host import Host
-from edgebench.specs import DeviceProfile
 
 _ANSWER_S = 10.0
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host, Unavailable
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 _PACKAGE = "zeus_apple_silicon"
 _COMMAND = ("powermetrics", "--samplers", "cpu_power,gpu_power", "-n", "1", "-i", "500")

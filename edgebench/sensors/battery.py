@@ -19,10 +19,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 _STATES = frozenset({"Charging", "Not charging", "Full"})
 _LEAST_W, _MOST_W = 0.5, 500.0

@@ -15,10 +15,10 @@ import os
 import re
 from collections.abc import Sequence
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import find_counts, parse_count
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 _PRESSURES = ("cpu", "memory", "io")
 _EVENTS = ("pswpin", "pswpout", "pgmajfault")

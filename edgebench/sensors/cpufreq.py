@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import cpuinfo_blocks, natural, read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 
 class PolicySensor:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import msgspec
 
+from edgebench.device_profile import DeviceProfile, Rail
 from edgebench.host import Host
 from edgebench.kerneltext import channel_part, natural, read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile, Rail, Scope
+from edgebench.specs import Scope
 
 Reader = Callable[[], float | None]
 Source = tuple[float, Channel, Reader]

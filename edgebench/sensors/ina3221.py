@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from edgebench.device_profile import DeviceProfile, Rail
 from edgebench.host import Host
 from edgebench.kerneltext import channel_part, natural, read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile, Rail
 
 Reader = Callable[[], float | None]
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgebench.cgroups import memory_usage_file
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import parse_sizes, read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 _PROCESS = {"anon": "RssAnon", "file": "RssFile", "swap": "VmSwap", "rss": "VmRSS"}
 

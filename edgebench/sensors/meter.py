@@ -34,11 +34,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.errors import UnknownNameError, UsageError
 from edgebench.host import Host, Unavailable
 from edgebench.records import Channel
 from edgebench.sensors import _meter_http, _meter_local
-from edgebench.specs import DeviceProfile
 from edgebench.stats import median
 
 KINDS = (*_meter_http.KINDS, *_meter_local.KINDS)

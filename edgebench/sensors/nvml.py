@@ -20,10 +20,10 @@ from typing import Protocol
 
 import msgspec
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host, Unavailable
 from edgebench.records import Channel
 from edgebench.sensors._nvml_library import Library
-from edgebench.specs import DeviceProfile
 
 REASONS = {
     0: "idle",

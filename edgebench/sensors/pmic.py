@@ -19,9 +19,9 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host, Unavailable
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 _COMMAND = "pmic_read_adc"
 _LINE = re.compile(

@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import channel_part, natural, read_scaled
 from edgebench.records import Channel
 from edgebench.sensors import _rapl_perf
-from edgebench.specs import DeviceProfile, Scope
+from edgebench.specs import Scope
 
 _ZONE = re.compile(r"intel-rapl(?P<mmio>-mmio)?:(?P<top>\d{1,4})(?::(?P<sub>\d{1,4}))?")
 _PACKAGE = re.compile(r"package-(\d{1,4})(?:-die-\d{1,4})?")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import channel_part, natural, read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 _CHIPS = frozenset({"coretemp", "k10temp", "zenpower"})
 _SWITCHED_OFF_C = -256.0

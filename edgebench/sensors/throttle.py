@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host, Unavailable
 from edgebench.kerneltext import channel_part, natural, read_scaled
 from edgebench.records import Channel
-from edgebench.specs import DeviceProfile
 
 PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_MASK = 0xF000F

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgebench import registry
+from edgebench.device_profile import DeviceProfile, Match
 from edgebench.host import Host
-from edgebench.specs import DeviceProfile, Match
 
 UNITS = {"W", "J", "C", "Hz", "bytes", "s", "events", "1"}
 SENSORS = registry.names("sensors")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from edgebench import cards, devices
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
-from edgebench.specs import DeviceProfile
 from edgebench.topology import read_topology
 
 PROFILES = cards.device_profiles()

@@ -11,9 +11,10 @@ import pytest
 
 from edgebench import cards, devices
 from edgebench.cli.devices import command
+from edgebench.device_profile import DeviceProfile, Match
 from edgebench.errors import HostError, UnknownNameError
 from edgebench.host import Host
-from edgebench.specs import Claim, DeviceProfile, Match
+from edgebench.specs import Claim
 from edgebench.topology import read_topology
 
 TREES = Path(__file__).parents[1] / "trees"

@@ -18,17 +18,9 @@ from edgebench.analysis.energy_source import EnergySource
 from edgebench.analysis.energy_tokens import slope_of
 from edgebench.analysis.energy_windows import K, Reading, Window, integrate, workload_windows
 from edgebench.analysis.power_curve import Accuracy, Curve, make_curves
+from edgebench.device_profile import DeviceProfile, Match, PowerDraw
 from edgebench.records import Block, Channel, Edge, Energy, Fact, Mark, Provenance, Run, Scope, Series
-from edgebench.specs import (
-    Artifact,
-    Claim,
-    DeviceProfile,
-    Match,
-    PowerDraw,
-    Settings,
-    TrialSpec,
-    parse_workload,
-)
+from edgebench.specs import Artifact, Claim, Settings, TrialSpec, parse_workload
 
 SECOND = 10**9
 START = 5 * 10**12

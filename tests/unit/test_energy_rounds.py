@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from edgebench.analysis.resources import merge_energy
 from edgebench.cli.profile import command
 from edgebench.cooling import LONGEST_S, Cooling, cooling_finding
+from edgebench.device_profile import DeviceProfile, Match
 from edgebench.engine import measure, steady
 from edgebench.engine.messages import MeasureJob, Opened, Phase, Reply, Timed
 from edgebench.engine.protocol import Attempt, Limits
@@ -19,7 +20,7 @@ from edgebench.errors import UsageError
 from edgebench.host import Host
 from edgebench.records import Cooldown, Energy, TokenEnergy
 from edgebench.registry import load
-from edgebench.specs import Artifact, DeviceProfile, EnergyBlocks, Match, Settings, TrialSpec, parse_workload
+from edgebench.specs import Artifact, EnergyBlocks, Settings, TrialSpec, parse_workload
 
 PROFILE = DeviceProfile(id="x", title="x", match=Match())
 TRIAL = TrialSpec(

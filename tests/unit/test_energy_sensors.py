@@ -11,9 +11,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from edgebench.cards import read_device_profile
+from edgebench.device_profile import DeviceProfile, Match, PowerHints, Rail
 from edgebench.host import Host
 from edgebench.sensors import _nvml_library, _rapl_perf, battery, hwmon, ina3221, nvml, pmic, rapl
-from edgebench.specs import DeviceProfile, Match, PowerHints, Rail
 
 TREES = Path(__file__).parents[1] / "trees"
 ZONES = "sys/class/powercap"

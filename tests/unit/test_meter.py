@@ -15,12 +15,12 @@ from itertools import pairwise
 
 import pytest
 
+from edgebench.device_profile import DeviceProfile, Match
 from edgebench.engine.telemetry import Telemetry
 from edgebench.errors import UsageError
 from edgebench.host import Host
 from edgebench.sensors import meter
 from edgebench.sensors.base import WaitsForAnswer
-from edgebench.specs import DeviceProfile, Match
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

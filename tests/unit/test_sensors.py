@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from edgebench.device_profile import DeviceProfile, Match
 from edgebench.host import Host
 from edgebench.sensors import battery, contention, cpufreq, memory, thermal, throttle
 from edgebench.sensors.base import WaitsForAnswer
-from edgebench.specs import DeviceProfile, Match
 
 TREES = Path(__file__).parents[1] / "trees"
 
