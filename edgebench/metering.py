@@ -17,12 +17,35 @@ from edgebench.analysis.energy_estimate import estimate
 from edgebench.analysis.energy_findings import energy_findings, frozen_finding
 from edgebench.analysis.energy_source import EnergySource, choose
 from edgebench.analysis.energy_windows import channel_watts, workload_windows
+from edgebench.errors import HostError
 from edgebench.host import Host
 from edgebench.records import Channel, Energy, Finding, Run
 from edgebench.specs import DeviceProfile
 
 SENSORS = ("meter", "rapl", "nvml", "ina3221", "pmic", "battery", "hwmon", "apple")
 """Those that can tell power or energy."""
+
+
+def check_source(host: Host, profile: DeviceProfile) -> None:
+    """That something here looks like a source of energy: found now, not after an hour of blocks for it.
+
+    Whether it answers is seen while measuring; a battery tells nothing as long as the charger is plugged in.
+
+    Raises:
+        HostError: when no sensor has a channel of power or energy.
+    """
+    absent = []
+    for name in registry.names("sensors"):
+        module = registry.load("sensors", name)
+        sensor = module.detect(host, profile)
+        if sensor is not None and any(channel.unit in {"J", "W"} for channel in sensor.channels()):
+            return
+        if name in SENSORS and sensor is None:
+            absent.append(f"{name}: {module.absent(host)[0]}")
+    raise HostError(
+        f"Nothing here measures energy ({'; '.join(absent)}).",
+        "use a USB or wall meter, or leave --energy out; --allow-energy-estimate gives a range that is no measurement.",
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +81,7 @@ class Metering:
             return self._estimated(run, "the sampler was lost, and the readings with it"), ()
         watts = channel_watts(run)
         dead = [name for name, mean in watts.items() if mean <= 0]
-        readable = {series.channel.name for series in run.series}
+        readable = {one.channel.name for one in run.series if any(value is not None for value in one.values)}
         source = choose(channels, readable, device=run.trial.settings.device, watts=watts)
         frozen = frozen_finding(dead, replaced=isinstance(source, EnergySource))
         doubts = (frozen,) if frozen else ()

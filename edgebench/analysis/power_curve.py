@@ -221,7 +221,7 @@ def make_curves(series: Sequence[Series], accuracy: Accuracy) -> list[Curve]:
 def frozen(series: Series) -> bool:
     """Whether a counter, or a gauge at 0 W, never told anything else: it is broken, or counts something else."""
     values = {value for value in series.values if value is not None}
-    return len(values) <= 1 and (series.channel.kind == "counter" or values <= {0.0})
+    return len(values) == 1 and (series.channel.kind == "counter" or values <= {0.0})
 
 
 def _curve(t_ns: tuple[int, ...], group: Sequence[Series], accuracy: Accuracy) -> Curve | None:
