@@ -18,11 +18,34 @@ from edgebench.analysis.energy_findings import energy_findings, frozen_finding
 from edgebench.analysis.energy_source import EnergySource, choose
 from edgebench.analysis.energy_windows import channel_watts, workload_windows
 from edgebench.device_profile import DeviceProfile
+from edgebench.errors import HostError
 from edgebench.host import Host
 from edgebench.records import Channel, Energy, Finding, Run, Series
 
 SENSORS = ("meter", "rapl", "nvml", "ina3221", "pmic", "battery", "hwmon", "apple")
 """Those that can tell power or energy."""
+
+
+def check_source(host: Host, profile: DeviceProfile) -> None:
+    """That something here looks like a source of energy: found now, not after an hour of blocks for it.
+
+    Whether it answers is seen while measuring; a battery tells nothing as long as the charger is plugged in.
+
+    Raises:
+        HostError: when no sensor has a channel of power or energy.
+    """
+    absent = []
+    for name in registry.names("sensors"):
+        module = registry.load("sensors", name)
+        sensor = module.detect(host, profile)
+        if sensor is not None and any(channel.unit in {"J", "W"} for channel in sensor.channels()):
+            return
+        if name in SENSORS and sensor is None:
+            absent.append(f"{name}: {module.absent(host)[0]}")
+    raise HostError(
+        f"Nothing here measures energy ({'; '.join(absent)}).",
+        "use a USB or wall meter, or leave --energy out; --allow-energy-estimate gives a range that is no measurement.",
+    )
 
 
 @dataclass(frozen=True)

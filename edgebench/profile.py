@@ -18,7 +18,7 @@ from edgebench.engine.about import about
 from edgebench.engine.protocol import Limits
 from edgebench.errors import UsageError
 from edgebench.host import Host
-from edgebench.metering import EstimateRequest
+from edgebench.metering import EstimateRequest, check_source
 from edgebench.plan import Preparer, Request, Teller, settings_for, thread_counts
 from edgebench.records import SCHEMA, Fact, Run
 from edgebench.registry import load
@@ -109,6 +109,8 @@ class Profiler:
         Raises:
             EdgebenchError: when the request, the cache or the store is wrong; what was measured is stored.
         """
+        if request.protocol.energy is not None and self._options.estimate is None:
+            check_source(self._host, self._profile)
         preparer = Preparer(request, self._host, self._topology, self._listener)
         with Store.open(self._options.store) as store:
             setting = self._setting(tuple(runtime.name for runtime in preparer.runtimes))

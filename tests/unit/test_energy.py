@@ -128,6 +128,13 @@ def test_a_slow_source_refuses_a_short_window():
     assert "too short for a source that updates every 10 s" in reading.because
 
 
+def test_of_a_gauge_twenty_updates_are_the_least():
+    twice_a_second = series("meter.dc", lambda t: 5.0 + 0.01 * (round(2 * t) % 3), hz=2)
+    few, enough = integrate([twice_a_second], [window(10, 19), window(10, 21)], EXACT)
+    assert "too short" in few.because
+    assert not enough.because
+
+
 def test_a_source_that_was_read_once_says_so():
     one = series("meter.dc", lambda t: 5.0 if t == 0 else None)
     assert integrate([one], [window(10, 70)], EXACT)[0].because
@@ -254,6 +261,8 @@ def test_a_run_has_energy_above_idle_per_window_and_per_token():
     assert [window.name for window in energy.windows] == ["pp100", "tg100", "idle", "load", "idle"]
     assert energy.uncertainty_j is not None
     assert 0.04 * 840 < energy.uncertainty_j < 0.06 * 840
+    assert energy.net_uncertainty_j is not None
+    assert energy.net_uncertainty_j > 1.01 * energy.uncertainty_j, "the idle power is not known exactly"
     assert (energy.mean_w, energy.peak_w) == (pytest.approx(7.0, rel=0.01), 7.0)
     assert (energy.method, energy.update_hz) == ("gauge", pytest.approx(10))
     assert kinds == []

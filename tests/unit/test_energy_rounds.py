@@ -16,8 +16,9 @@ from edgebench.engine import measure, steady
 from edgebench.engine.messages import MeasureJob, Opened, Phase, Reply, Timed
 from edgebench.engine.protocol import Attempt, Limits
 from edgebench.engine.steady import Warmth, rest
-from edgebench.errors import UsageError
+from edgebench.errors import HostError, UsageError
 from edgebench.host import Host
+from edgebench.metering import check_source
 from edgebench.records import Cooldown, Energy, TokenEnergy
 from edgebench.registry import load
 from edgebench.specs import Artifact, EnergyBlocks, Settings, TrialSpec, parse_workload
@@ -199,6 +200,17 @@ def test_energy_asks_for_five_rounds_and_a_cool_machine():
     assert _protocol(options("--cooldown", "90")).cooldown == 90.0
     with pytest.raises(UsageError, match="contradict"):
         _protocol(options("--energy", "--quick"))
+
+
+def test_energy_is_refused_where_nothing_could_measure_it(tmp_path: Path):
+    (tmp_path / "machine").write_text("aarch64")
+    with pytest.raises(HostError, match=r"Nothing here measures energy .*rapl: this is no x86 processor"):
+        check_source(Host(tmp_path), PROFILE)
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0")
+    (zone / "energy_uj").write_text("1")
+    check_source(Host(tmp_path), PROFILE)
 
 
 def test_an_estimate_must_be_asked_for_and_its_watts_make_sense():
