@@ -252,11 +252,11 @@ def measure_load(name: str, window_s: float, pythons: dict[str, Path], scratch: 
         joules, u_j = ours.joules(began_ns, ended_ns)
         found.append(measured(name, "edgebench", joules, (began_ns, began_ns, ended_ns, ended_ns), from_ns))
         for tool, (process, log, argv) in processes.items():
-            said, _ = process.communicate(timeout=READY_S)
-            if process.returncode != 0 or not said.strip():
+            answered, _ = process.communicate(timeout=READY_S)
+            if process.returncode != 0 or not answered.strip():
                 log.seek(0)
                 raise failed(argv, process.returncode, log.read().decode("utf-8", "replace"), "see above.")
-            answer = msgspec.json.decode(said.splitlines()[-1])
+            answer = msgspec.json.decode(answered.splitlines()[-1])
             found.append(measured(name, tool, answer["joules"], answer["stamps_ns"], from_ns))
     return found, u_j / joules
 

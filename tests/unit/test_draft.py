@@ -33,7 +33,7 @@ def loaded(root: Path, host: Host, profile_id: str = ""):
     return cards.read_device_profile(path), text
 
 
-@pytest.mark.parametrize("device", [path.stem for path in TREES.glob("*.json")])
+@pytest.mark.parametrize("device", [path.stem for path in TREES.glob("*.json") if "proc/" in path.read_text()])
 def test_a_draft_loads_again_and_recognises_its_own_device(device, tmp_path):
     host = tree(tmp_path, device)
     profile, _ = loaded(tmp_path, host)
