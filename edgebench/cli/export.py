@@ -134,7 +134,7 @@ def _print(made: Artifact, place: Path, options: dict[str, Any]) -> None:
     for note in made.quantizer_notes:
         click.echo(f"note: {note}")
     where = shlex.quote(str(place))
-    foreign = options["exporter"] == "optimum"  # its folder has no tokenizer that edgebench reads
+    speaks = place.is_file() or (place / "tokenizer.gguf").is_file()
     click.echo(
-        f"next: edgebench profile {where}" if foreign else f"next: edgebench generate {where} 'Once upon a time'"
+        f"next: edgebench generate {where} 'Once upon a time'" if speaks else f"next: edgebench profile --model {where}"
     )

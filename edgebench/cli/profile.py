@@ -33,7 +33,7 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
     "models",
     multiple=True,
     metavar="MODEL",
-    help="Card id, path/to/model.gguf, or hf:owner/repo/file.gguf@revision. Repeatable.",
+    help="Card id, GGUF file, Hugging Face or ONNX folder, or hf:owner/repo/file.gguf@revision. Repeatable.",
 )
 @click.option(
     "--precision",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ def test_it_becomes_an_onnx_folder_that_can_be_talked_to(cli: Cli, hf_folder: Pa
     assert sorted(path.name for path in target.iterdir()) == [
         "edgebench.json", "model.onnx", "scoring.onnx", "tokenizer.gguf", "weights.data",
     ]  # fmt: skip
+    assert done.out.splitlines()[-1] == f"next: edgebench generate {shlex.quote(str(target))} 'Once upon a time'"
     talked = cli.here("generate", target, "once upon a time", "--max-tokens", "4", "--json")
     assert talked.code == 0, talked.err
     assert talked.json["runtime"] == "ort"
