@@ -205,7 +205,7 @@ class Maker:
         try:
             own = folder_precision(folder)
         except EdgebenchError as error:
-            return Failure(kind="bad-artifact", says=error.what, next_step=error.next_step, phase="prepare")
+            return _refused(error.what, error.next_step)
         if precision == SHIPPED:
             precision = own
         if precision in gguf.PRECISIONS:
@@ -294,13 +294,16 @@ class Maker:
         return artifacts.adopt_derived(source, FOREIGN, maker, target, done.notes, form="onnx")
 
 
+def _refused(says: str, next_step: str) -> Failure:
+    """The artifact or the request for it is at fault."""
+    return Failure(kind="bad-artifact", says=says, next_step=next_step, phase="prepare")
+
+
 def _needs_imatrix(source: Artifact, precision: str) -> Failure:
     path = shlex.quote(source.path)
-    return Failure(
-        kind="bad-artifact",
-        says=f"{precision} of {source.model} cannot be made without an importance matrix",
-        next_step=f"edgebench export {path} --to gguf --precision {precision} --imatrix TEXT -o FILE.gguf",
-        phase="prepare",
+    return _refused(
+        f"{precision} of {source.model} cannot be made without an importance matrix",
+        f"edgebench export {path} --to gguf --precision {precision} --imatrix TEXT -o FILE.gguf",
     )
 
 
@@ -322,29 +325,23 @@ def _is_of(source: Artifact, kind: Kind) -> bool:
 
 def _another_kind(source: Artifact, kind: Kind) -> Failure:
     wanted = kind.variant or "for this device"
-    return Failure(
-        kind="bad-artifact",
-        says=f"{source.path} is another kind of export than was asked for ({wanted})",
-        next_step="give the checkpoint it was made from, or leave the option out.",
-        phase="prepare",
+    return _refused(
+        f"{source.path} is another kind of export than was asked for ({wanted})",
+        "give the checkpoint it was made from, or leave the option out.",
     )
 
 
 def _not_half(precision: str) -> Failure:
-    return Failure(
-        kind="bad-artifact",
-        says=f"{precision} would be half precision on this device",
-        next_step="choose q8_0, q4_0 or another precision in blocks, or --device cpu.",
-        phase="prepare",
+    return _refused(
+        f"{precision} would be half precision on this device",
+        "choose q8_0, q4_0 or another precision in blocks, or --device cpu.",
     )
 
 
 def _one_way(source: Artifact) -> Failure:
-    return Failure(
-        kind="bad-artifact",
-        says=f"{source.path} is an ONNX export, and nothing else can be made of it",
-        next_step="give the checkpoint it was made from: a GGUF or a Hugging Face folder.",
-        phase="prepare",
+    return _refused(
+        f"{source.path} is an ONNX export, and nothing else can be made of it",
+        "give the checkpoint it was made from: a GGUF or a Hugging Face folder.",
     )
 
 
