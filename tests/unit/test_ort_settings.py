@@ -85,20 +85,21 @@ from tests.unit.test_ort_settings import opened, settings
 with opened(sys.argv[1]) as model:
     context = model.context(65536, settings())
     print(model.memory().compute)
-    context.prefill([1] * 512)
+    context.prefill([1] * 64)
     context.close()
     print(model.memory().compute, model.memory().kv)
 """
 
 
 def test_scratch_memory_is_measured_without_the_cache(tiny_onnx):
-    """In a process whose allocator holds nothing yet."""
+    """In a process whose allocator holds nothing yet. A short prefill: onnxruntime 1.23 (the last for Python 3.10) has
+    no flash attention, and its scores touch a page a row."""
     command = [sys.executable, "-c", _MEASURE, str(tiny_onnx)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     before, after, kv = map(int, ran.stdout.split())
     assert before == 0, "nothing is known before a context ends"
     assert kv == 2 * 2 * 4 * 2 * 16 * 65536
-    assert 500_000 < after < kv / 4
+    assert 100_000 < after < kv / 4
 
 
 def test_the_kv_cache_is_resident_before_the_first_call(tiny_onnx):
