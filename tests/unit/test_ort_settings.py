@@ -92,8 +92,8 @@ with opened(sys.argv[1]) as model:
 
 
 def test_scratch_memory_is_measured_without_the_cache(tiny_onnx):
-    """In a process whose allocator holds nothing yet. A short prefill: onnxruntime 1.23 (the last for Python 3.10) has no
-    flash attention, and its scores touch a page a row."""
+    """In a process whose allocator holds nothing yet. A short prefill: onnxruntime 1.23 (the last for Python 3.10) has
+    no flash attention, and its scores touch a page a row."""
     command = [sys.executable, "-c", _MEASURE, str(tiny_onnx)]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     before, after, kv = map(int, ran.stdout.split())
