@@ -247,7 +247,7 @@ class Session:
         return collect(
             self._setting.host,
             self._setting.topology,
-            self._setting.profile.id,
+            self._setting.profile,
             self._setting.command,
             about.version,
             about.build,

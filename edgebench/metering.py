@@ -81,12 +81,12 @@ class Metering:
             return self._estimated(run, "the sampler was lost, and the readings with it"), ()
         watts = channel_watts(run)
         dead = [name for name, mean in watts.items() if mean <= 0]
-        readable = {one.channel.name for one in run.series if any(value is not None for value in one.values)}
+        readable = {one.channel.name for one in run.series if _tells(one)}
         source = choose(channels, readable, device=run.trial.settings.device, watts=watts)
         frozen = frozen_finding(dead, replaced=isinstance(source, EnergySource))
         doubts = (frozen,) if frozen else ()
         if not isinstance(source, EnergySource):
-            return self._estimated(run, self._why(source.why, channels, run.series)), doubts
+            return self._estimated(run, *self._why(source.why, channels, run.series)), doubts
         others = [
             EnergySource(channels=other.channels, scope=other.scope, method=other.method, why=other.why)
             for other in source.others
@@ -101,8 +101,8 @@ class Metering:
             return self._with_estimate(run, energy), findings
         return energy, findings
 
-    def _estimated(self, run: Run, reason: str) -> Energy:
-        return self._with_estimate(run, Energy(energy_j=None, reason=reason))
+    def _estimated(self, run: Run, reason: str, absent: tuple[str, ...] = ()) -> Energy:
+        return self._with_estimate(run, Energy(energy_j=None, reason=reason, absent=absent))
 
     def _with_estimate(self, run: Run, energy: Energy) -> Energy:
         """The same with a range, where the user allowed one; else with the reason why not."""
@@ -118,12 +118,14 @@ class Metering:
             estimate_model=found.model,
         )
 
-    def _why(self, why: str, channels: Sequence[Channel], series: Sequence[Series]) -> str:
-        """Why there is no source: of each sensor that was looked for, what is missing."""
+    def _why(self, why: str, channels: Sequence[Channel], series: Sequence[Series]) -> tuple[str, tuple[str, ...]]:
+        """Why there is no source, with what keeps those that are here from telling; and why the others are not here."""
         found = {channel.name.partition(".")[0] for channel in channels if channel.unit in {"J", "W"}}
+        silent = found - {one.channel.name.partition(".")[0] for one in series if _tells(one)}
         said = list(dict.fromkeys(one.missing_because for one in series if one.missing_because))
-        said += [text for name in SENSORS if (text := self._because(name, present=name in found))]
-        return f"{why} ({'; '.join(said)})" if said else why
+        said += [text for name in SENSORS if name in silent and (text := self._because(name, present=True))]
+        absent = tuple(text for name in SENSORS if name not in found and (text := self._because(name, present=False)))
+        return (f"{why} ({'; '.join(said)})" if said else why), absent
 
     def _because(self, name: str, *, present: bool) -> str:
         """Why a sensor gives nothing, asked once; empty where nothing is known about it."""
@@ -134,3 +136,8 @@ class Metering:
                 text = cast("str", explain(self._host)[0]) if explain is not None else ""
             self._absent[name] = f"{name}: {text}" if text else ""
         return self._absent[name]
+
+
+def _tells(series: Series) -> bool:
+    """Whether there was a value at all."""
+    return any(value is not None for value in series.values)

@@ -20,6 +20,7 @@ from edgebench.errors import UsageError
 from edgebench.host import Host
 from edgebench.metering import EstimateRequest, check_source
 from edgebench.plan import Preparer, Request, Teller, settings_for, thread_counts
+from edgebench.provenance import describe
 from edgebench.records import SCHEMA, Fact, Run
 from edgebench.registry import load
 from edgebench.schedule import Why
@@ -45,6 +46,8 @@ class Options:
     meter: str = ""
     """A power meter outside the machine (see ``sensors/meter.py``); empty: the profile's, or the environment's."""
     estimate: EstimateRequest | None = None
+    root: Path = Path("/")
+    """A captured tree that stands in for the machine, to try what edgebench makes of its sensors; or ``/``."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +57,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     edgebench: str = __version__
     session_id: str
     device_profile: str
+    device: str
+    """In words: title, cores, memory."""
     plan: Plan
     thread_choice: dict[str, dict[str, dict[int, float]]]
     """By runtime and workload kind: tokens/s by thread count."""
@@ -81,7 +86,7 @@ class Profiler:
 
     def __init__(self, options: Options, listener: Listener) -> None:
         self._options, self._listener = options, listener
-        self._host = Host()
+        self._host = Host(options.root)
         self._topology = read_topology(self._host)
         self._profile = devices.detect(self._host, self._topology)
         if options.meter:
@@ -111,6 +116,11 @@ class Profiler:
         """
         if request.protocol.energy is not None and self._options.estimate is None:
             check_source(self._host, self._profile)
+        if not self._host.is_live and set(request.runtimes) != {"fake"}:
+            raise UsageError(
+                f"{self._options.root} is a captured tree: no engine can be measured on that machine from here.",
+                "add --runtime fake, or leave --root out.",
+            )
         preparer = Preparer(request, self._host, self._topology, self._listener)
         with Store.open(self._options.store) as store:
             setting = self._setting(tuple(runtime.name for runtime in preparer.runtimes))
@@ -226,6 +236,7 @@ class Profiler:
         outcome = Outcome(
             session_id=session.session_id,
             device_profile=self._profile.id,
+            device=describe(self._host, self._profile, self._topology),
             plan=plan,
             thread_choice=choices,
             trials=trials,

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 
 import edgebench
 from edgebench import cgroups
+from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host
 from edgebench.kerneltext import natural, parse_sizes
 from edgebench.records import Fact, Provenance
@@ -45,7 +46,7 @@ _CONTAINER_WORDS = ("docker", "kubepods", "containerd", "libpod", "lxc", "podman
 def collect(
     host: Host,
     topology: Topology,
-    device_profile_id: str,
+    device: DeviceProfile,
     command: Sequence[str],
     runtime_version: Fact,
     runtime_build: Fact,
@@ -56,13 +57,12 @@ def collect(
     Args:
         host: the machine.
         topology: its CPUs, read once per session.
-        device_profile_id: id of the profile that `edgebench.devices.detect` chose.
+        device: the profile that `edgebench.devices.detect` chose.
         command: the command line that asked for the run.
         runtime_version: as the runtime said, or why it is unknown.
         runtime_build: build and SIMD flags, or why they are unknown.
         environment: variables of the measuring process; None takes this process's.
     """
-    memory = parse_sizes(host.try_read(host.proc("meminfo")) or "").get("MemTotal")
     return Provenance(
         utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         edgebench=edgebench.__version__,
@@ -76,14 +76,30 @@ def collect(
         logical_cpus=topology.logical,
         physical_cores=topology.physical_cores,
         governor=governor(host),
-        memory_bytes=_fact(memory, "meminfo gives no total"),
+        memory_bytes=_fact(_memory(host), "meminfo gives no total"),
         memory_limit_bytes=memory_limit(host),
         virtualization=virtualization(host, topology.flags),
         container=container(host),
-        device_profile=device_profile_id,
+        device_profile=device.id,
+        device=describe(host, device, topology),
+        captured=not host.is_live,
         command=tuple(command),
         environment=speed_variables(os.environ if environment is None else environment),
     )
+
+
+def describe(host: Host, device: DeviceProfile, topology: Topology) -> str:
+    """A device in a line: ``Raspberry Pi 5 (raspberry-pi-5): 4 x Cortex-A76, 8.0 GiB``."""
+    cores = topology.clusters
+    if device.generic and topology.cpu_model.value is not None:
+        cores = f"{topology.cpu_model.value}, {cores}"
+    total = _memory(host)
+    memory = "" if total is None else f", {total / 2**30:.1f} GiB"
+    return f"{device.title} ({device.id}): {cores}{memory}"
+
+
+def _memory(host: Host) -> int | None:
+    return parse_sizes(host.try_read(host.proc("meminfo")) or "").get("MemTotal")
 
 
 def speed_variables(environment: Mapping[str, str]) -> dict[str, str]:

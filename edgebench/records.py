@@ -27,7 +27,8 @@ FindingKind = Literal[
     "contention", "frequency_drift", "throttled", "swapped_in", "major_faults", "round_drift", "too_few_rounds",
     "wide_interval", "governor", "on_battery", "quantization_fallback", "missing_simd", "omp_environment",
     "too_many_threads", "context_forced", "sampler_lost", "wrong_engine_version",
-    "slowdown", "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree", "net_not_resolvable",
+    "captured_tree", "slowdown",
+    "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree", "net_not_resolvable",
     "hot_start",
 ]  # fmt: skip
 Severity = Literal["note", "suspect", "invalid"]
@@ -260,6 +261,8 @@ class Energy(Record, frozen=True, kw_only=True):
     energy_j: float | None
     """Of the windows of all workloads together; loading and idling are windows of their own."""
     reason: str = ""
+    absent: tuple[str, ...] = ()
+    """Where nothing measures energy: of each sensor that was looked for, why it is not here."""
     source: str = ""
     scope: Scope | None = None
     net_j: float | None = None
@@ -328,6 +331,10 @@ class Provenance(Record, frozen=True, kw_only=True):
     virtualization: Fact
     container: Fact
     device_profile: str
+    device: str = ""
+    """The device in words: its profile's title, cores and memory."""
+    captured: bool = False
+    """Whether a captured tree stood in for the machine: nothing in the run is of that hardware."""
     command: tuple[str, ...]
     environment: dict[str, str] = {}
     """Only variables that change speed: OMP_*, GOMP_*, KMP_*, GGML_*, ORT_*."""

@@ -14,6 +14,7 @@ from edgebench.records import Finding, Run
 def condition_findings(run: Run) -> tuple[Finding, ...]:
     """What the set-up of one run gives reason to doubt, at most one finding per kind."""
     found = (
+        _captured(run),
         _governor(run),
         _on_battery(run),
         _quantization_fallback(run),
@@ -23,6 +24,18 @@ def condition_findings(run: Run) -> tuple[Finding, ...]:
         _missing_simd(run),
     )
     return tuple(finding for finding in found if finding is not None)
+
+
+def _captured(run: Run) -> Finding | None:
+    if not run.provenance.captured:
+        return None
+    return Finding(
+        kind="captured_tree",
+        severity="invalid",
+        says="The sensors of a captured tree were read, not those of this machine: no figure is of any hardware.",
+        remedy="Run it on the device itself, without --root.",
+        evidence={"device_profile": run.provenance.device_profile},
+    )
 
 
 def _governor(run: Run) -> Finding | None:

@@ -66,7 +66,10 @@ def merge_energy(energies: Sequence[Energy]) -> Energy:
         reason = f"the rounds were measured by different sources: {', '.join(sources)}"
     partial = [energy for energy in energies if energy.tokens and energy.energy_j is None]
     if reason and (measured or len({(energy.source, energy.scope) for energy in partial}) != 1):
-        return Energy(energy_j=None, reason=reason, estimate_low_j=low, estimate_high_j=high, estimate_model=model)
+        absent = energies[0].absent if energies else ()
+        return Energy(
+            energy_j=None, reason=reason, absent=absent, estimate_low_j=low, estimate_high_j=high, estimate_model=model
+        )
     told = measured or partial  # without a total some windows may have been measured all the same
     first = told[0]
     return Energy(

@@ -250,7 +250,7 @@ def _mib(n: int | None) -> str:
 def _energy(run: Run) -> list[tuple[str, str]]:
     energy = run.energy
     if energy.energy_j is None:
-        pairs = [("measured", f"no: {energy.reason}")]
+        pairs = [("measured", f"no: {energy.reason}"), *(("", text) for text in energy.absent)]
     else:
         doubt = "" if energy.uncertainty_j is None else f" (uncertain by {format_rate(energy.uncertainty_j)} J)"
         net = "" if energy.net_j is None else f", {format_rate(energy.net_j)} J above idle"
@@ -281,7 +281,8 @@ def _provenance(run: Run) -> Table:
     memory = where.memory_bytes.value
     return _pairs(
         ("started", where.utc),
-        ("machine", f"{where.device_profile}: {_fact(where.cpu_model)}, {where.machine}, {where.logical_cpus} CPUs"),
+        ("device", where.device or where.device_profile),
+        ("machine", f"{_fact(where.cpu_model)}, {where.machine}, {where.logical_cpus} CPUs"),
         ("memory", f"{format_bytes_mib(memory)} MiB" if isinstance(memory, int | float) else _fact(where.memory_bytes)),
         ("kernel", f"{_fact(where.kernel)}; governor {_fact(where.governor)}"),
         ("virtual", f"{_fact(where.virtualization)}; container: {_fact(where.container)}"),

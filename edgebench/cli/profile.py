@@ -119,6 +119,13 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
 @click.option("--accept-license", is_flag=True, help="Accept the model's terms before its first download.")
 @click.option("--force-context", is_flag=True, help="Allow workloads longer than the model's context.")
 @click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("/"),
+    metavar="DIR",
+    help="With --runtime fake: read the sensors of a captured machine (edgebench capture).",
+)
+@click.option(
     "--script", multiple=True, metavar="KEY=VALUE", help="For --runtime fake, e.g. tg_token_s=0.005. Repeatable."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
@@ -148,6 +155,7 @@ def command(**options: Any) -> int:
         limits=limits,
         estimate=_estimate(options),
         meter=options["meter"] or "",
+        root=options["root"],
     )
     profiler = Profiler(settings, listener)
     outcome = profiler.resume(options["resume"]) if options["resume"] else profiler.run(request)
@@ -289,6 +297,7 @@ def print_outcome(console: Any, outcome: Outcome) -> None:
     """The table, what limits it, and what to look at next."""
     from edgebench.report import text
 
+    console.print(f"device: {outcome.device}", highlight=False, markup=False, soft_wrap=True)
     for runtime, rates in outcome.thread_choice.items():
         settings = next((trial.settings for trial in outcome.plan.trials if trial.runtime == runtime), None)
         if settings is not None:

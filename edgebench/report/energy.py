@@ -34,12 +34,17 @@ def print_energy(console: Console, trials: Sequence[TrialSummary]) -> None:
             if source_text(trial.energy) == source:
                 name = trial.trial.artifact.label + (f" {trial.trial.runtime}" if several else "")
                 _line(console, f"  {name}: {'; '.join(energy_parts(trial.energy))}")
-    for reason in sorted({trial.energy.reason for trial in trials if trial.energy.energy_j is None}):
+    for reason in sorted({missing_text(trial.energy) for trial in trials if trial.energy.energy_j is None}):
         _line(console, f"energy: not measured: {reason}" if not told else f"energy: no total: {reason}")
     for trial in trials:
         text = estimate_text(trial.energy)
         if text:
             _line(console, f"energy of {trial.trial.artifact.label}: {text}")
+
+
+def missing_text(energy: Energy) -> str:
+    """Why there are no joules; what was looked for in vain is the doctor's to tell."""
+    return f"{energy.reason}: `edgebench doctor` says how to get one" if energy.absent else energy.reason
 
 
 def source_text(energy: Energy) -> str:

@@ -136,8 +136,9 @@ def test_without_a_sensor_the_reason_says_what_was_looked_for(tmp_path: Path):
     run = one_round(tmp_path, host, None, EstimateRequest(stated_w=(2.0, 6.0)))
     assert run.energy.energy_j is None
     for name in ("rapl: this is no x86 processor", "pmic: the firmware does not answer", "battery: there is no"):
-        assert name in run.energy.reason
+        assert name in " ".join(run.energy.absent)
     assert run.energy.estimate_low_j is not None
     assert run.energy.estimate_model == "stated_watts_v1"
+    assert "no sensor of power or energy: `edgebench doctor` says how to get one" in report(run)
     assert "~" in report(run)
     assert "(est., stated_watts_v1)" in report(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgebench import provenance
+from edgebench.cards import device_profile
 from edgebench.host import Host
 from edgebench.records import Fact, Provenance
 from edgebench.topology import read_topology
@@ -28,7 +29,8 @@ def tree(root: Path, device: str, **changes: str | None) -> Host:
 
 def collect(host: Host, **environment: str) -> Provenance:
     facts = Fact(value="0.3.36"), Fact(unknown_because="it gave no answer")
-    return provenance.collect(host, read_topology(host), "board", ["edgebench", "profile"], *facts, environment)
+    board = device_profile("raspberry-pi-5")
+    return provenance.collect(host, read_topology(host), board, ["edgebench", "profile"], *facts, environment)
 
 
 def test_a_raspberry_pi_5(tmp_path):
@@ -43,7 +45,8 @@ def test_a_raspberry_pi_5(tmp_path):
     assert found.container == Fact(value="none")
     assert found.physical_cores == Fact(value=4)
     assert found.logical_cpus == 4
-    assert found.device_profile == "board"
+    assert (found.device_profile, found.captured) == ("raspberry-pi-5", True)
+    assert found.device.startswith("Raspberry Pi 5 (raspberry-pi-5): 4 x Cortex-A76, ")
     assert found.command == ("edgebench", "profile")
     assert found.runtime_build.unknown_because == "it gave no answer"
 
@@ -136,6 +139,7 @@ def test_containers_are_told_by_their_marker_files_or_their_group(tmp_path):
 def test_this_machine_has_a_whole_provenance():
     host = Host()
     facts = Fact(value="1"), Fact(value="2")
-    found = provenance.collect(host, read_topology(host), "generic", ["x"], *facts)
+    found = provenance.collect(host, read_topology(host), device_profile("generic-x86-64"), ["x"], *facts)
     assert found.kernel.value
+    assert not found.captured
     assert found.utc.endswith("+00:00")
