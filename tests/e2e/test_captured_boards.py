@@ -7,7 +7,6 @@ its energy on, or raises a throttle flag in the middle, as the hardware would.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import threading
@@ -44,7 +43,7 @@ def write(root: Path, name: str, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     other = path.with_name(path.name + ".new")
     other.write_text(text)
-    os.replace(other, path)
+    other.replace(path)
 
 
 def pi(root: Path, age_s: float) -> None:
