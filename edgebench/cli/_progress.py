@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from edgebench.stats import median
 from edgebench.units import format_bytes_mib, format_rate, format_seconds
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgebench.specs import TrialSpec
 
 _PLAIN_EVERY_S = 2.0
+_FEW = 4
 
 
 class Progress:
@@ -99,8 +101,15 @@ class Progress:
         if run.outcome != "ok":
             self.say(f"{label}: {run.outcome}: {run.failure.says if run.failure else 'no reason given'}")
         elif not self._live:
-            rates: dict[str, list[str]] = {}
+            rates: dict[str, list[float]] = {}
             for block in run.blocks:
-                rates.setdefault(block.workload, []).append(format_rate(block.tokens_per_s))
-            shown = ", ".join(f"{name} {'/'.join(values)} tok/s" for name, values in rates.items())
+                rates.setdefault(block.workload, []).append(block.tokens_per_s)
+            shown = ", ".join(f"{name} {_rates(values)} tok/s" for name, values in rates.items())
             self.say(f"{label}: {shown} in {format_seconds((run.ended_ns - run.started_ns) / 1e9)}")
+
+
+def _rates(values: list[float]) -> str:
+    """A few one by one; of many, the median."""
+    if len(values) <= _FEW:
+        return "/".join(map(format_rate, values))
+    return f"{format_rate(median(values))} (median of {len(values)} blocks)"

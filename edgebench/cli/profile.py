@@ -79,8 +79,10 @@ _QUICK_PRECISIONS = ("q4_0",)  # three rounds of it on two runtimes fill half a 
 @click.option("--thorough", is_flag=True, help="Up to 15 minutes, for intervals of 1 %.")
 @click.option(
     "--energy",
-    is_flag=True,
-    help="Blocks of a minute, five rounds, idle phases before and after: what energy takes. Minutes per round.",
+    is_flag=False,
+    flag_value="60s",
+    metavar="[TIME]",
+    help="Blocks for a minute or for TIME, five rounds, idle phases before and after. Minutes a round.",
 )
 @click.option(
     "--cooldown",
@@ -206,8 +208,11 @@ def _protocol(options: dict[str, Any]) -> Protocol:
     if options["thorough"]:
         protocol = Protocol(min_rounds=10, max_rounds=60, budget_s=900.0, target_half_width=0.01)
     if options["energy"]:
-        rounds = 10 if options["thorough"] else 5
-        protocol = Protocol(min_rounds=rounds, max_rounds=rounds, budget_s=86400.0, energy=EnergyBlocks())
+        rounds, window_s = 10 if options["thorough"] else 5, parse_duration(options["energy"])
+        if window_s < EnergyBlocks().window_s:
+            raise UsageError(f"--energy {options['energy']} is too short for a steady figure.", "give 60s or more.")
+        blocks = EnergyBlocks(window_s=window_s)
+        protocol = Protocol(min_rounds=rounds, max_rounds=rounds, budget_s=86400.0, energy=blocks)
     if options["budget"]:
         protocol = replace(protocol, budget_s=parse_duration(options["budget"]))
     return replace(protocol, cooldown=_cooldown(options["cooldown"], "auto" if options["energy"] else "off"))

@@ -391,6 +391,7 @@ def test_it_is_measured_when_forced_and_doubted(shared: Cli, tiny_gguf: Path):
         (["profile", "--runtime", "fake", "--budget", "-5s"], ["'-5s'"]),
         (["profile", "--runtime", "fake", "--timeout", "never"], ["'never'"]),
         (["profile", "--quick", "--thorough"], ["contradict"]),
+        (["profile", "--runtime", "fake", "--energy", "5s"], ["5s is too short", "60s"]),
         (["profile", "--resume", "nosuch"], ["'nosuch'"]),
         (["profile", "--script", "tg_token_s=1"], ["fake"]),
         (["profile", "--runtime", "fake", "--script", "tg_token=1"], ["did you mean 'tg_token_s'"]),
