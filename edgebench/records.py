@@ -28,7 +28,7 @@ FindingKind = Literal[
     "wide_interval", "governor", "on_battery", "quantization_fallback", "missing_simd", "omp_environment",
     "too_many_threads", "context_forced", "sampler_lost", "wrong_engine_version",
     "slowdown", "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree", "net_not_resolvable",
-    "hot_start",
+    "hot_start", "throttled_before", "meter_failed",
 ]  # fmt: skip
 Severity = Literal["note", "suspect", "invalid"]
 
