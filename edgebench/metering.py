@@ -17,6 +17,7 @@ from edgebench.analysis.energy_estimate import estimate
 from edgebench.analysis.energy_findings import energy_findings, frozen_finding
 from edgebench.analysis.energy_source import EnergySource, choose
 from edgebench.analysis.energy_windows import channel_watts, workload_windows
+from edgebench.analysis.meter_failure import failed_meters, meter_finding
 from edgebench.device_profile import DeviceProfile
 from edgebench.errors import HostError
 from edgebench.host import Host
@@ -80,17 +81,21 @@ class Metering:
         if channels is None:
             return self._estimated(run, "the sampler was lost, and the readings with it"), ()
         watts = channel_watts(run)
-        dead = [name for name, mean in watts.items() if mean <= 0]
+        failed = failed_meters(run, channels)
+        dead = [name for name, mean in watts.items() if mean <= 0 and name not in failed]
         readable = {one.channel.name for one in run.series if any(value is not None for value in one.values)}
-        source = choose(channels, readable, device=run.trial.settings.device, watts=watts)
-        frozen = frozen_finding(dead, replaced=isinstance(source, EnergySource))
-        doubts = (frozen,) if frozen else ()
+        source = choose(channels, readable, device=run.trial.settings.device, watts=watts, failed=failed)
+        replaced = isinstance(source, EnergySource)
+        found = (frozen_finding(dead, replaced=replaced), meter_finding(failed, replaced=replaced))
+        doubts = tuple(finding for finding in found if finding is not None)
         if not isinstance(source, EnergySource):
             return self._estimated(run, self._why(source.why, channels, run.series)), doubts
         others = [
             EnergySource(channels=other.channels, scope=other.scope, method=other.method, why=other.why)
             for other in source.others
-            if other.readable and other.scope not in {"estimate", "component"} and not set(other.channels) & set(dead)
+            if other.readable
+            and other.scope not in {"estimate", "component"}
+            and not set(other.channels) & {*dead, *failed}
         ]
         measured = measure(run, source, others)
         findings = energy_findings(run, measured)
@@ -121,7 +126,8 @@ class Metering:
     def _why(self, why: str, channels: Sequence[Channel], series: Sequence[Series]) -> str:
         """Why there is no source: of each sensor that was looked for, what is missing."""
         found = {channel.name.partition(".")[0] for channel in channels if channel.unit in {"J", "W"}}
-        said = list(dict.fromkeys(one.missing_because for one in series if one.missing_because))
+        words = dict.fromkeys(one.missing_because for one in series if one.missing_because)
+        said = [text for text in words if text.rstrip(".") not in why]
         said += [text for name in SENSORS if (text := self._because(name, present=name in found))]
         return f"{why} ({'; '.join(said)})" if said else why
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from edgebench.analysis.energy import Measured, named
-from edgebench.analysis.energy_source import EnergySource
+from edgebench.analysis.energy_conflicts import conflict_finding
 from edgebench.analysis.energy_windows import (
     EDGE_LIMIT,
     STEADY_S,
@@ -17,18 +16,11 @@ from edgebench.analysis.energy_windows import (
     phase_windows,
     too_short,
 )
-from edgebench.records import Finding, Run, Scope, Severity
+from edgebench.records import Finding, Run, Severity
 from edgebench.units import format_percent, format_rate, format_seconds
 
 BASELINE_LIMIT = 0.05
 IDLE_BUSY_LIMIT = 0.03
-DISAGREE_LIMIT = 0.05
-
-_HOLDS: dict[Scope, int] = {
-    "wall_ac": 4, "dc_input": 3, "module": 2, "board_rails": 2, "psys": 2,
-    "cpu_package+dram": 1, "soc_compute": 1, "cpu_package": 0, "gpu_board": 0,
-}  # fmt: skip
-"""A scope holds those of a smaller number: what lies inside cannot take more than the whole."""
 
 
 def energy_findings(run: Run, measured: Measured) -> tuple[Finding, ...]:
@@ -38,7 +30,7 @@ def energy_findings(run: Run, measured: Measured) -> tuple[Finding, ...]:
         _gap(measured),
         _short(measured),
         _unstable(run, measured),
-        _disagree(measured),
+        conflict_finding(measured),
         _net(measured),
     )
     return tuple(finding for finding in found if finding is not None)
@@ -154,46 +146,6 @@ def idle_busy(run: Run) -> float | None:
             seconds = (inside[-1][0] - inside[0][0]) / 1e9
             shares.append((inside[-1][1] - inside[0][1]) / seconds / run.provenance.logical_cpus)
     return max(shares, default=None)
-
-
-def _disagree(measured: Measured) -> Finding | None:
-    for other, readings in measured.others:
-        for mine, theirs in zip(measured.readings, readings, strict=True):
-            if mine.because or theirs.because:
-                continue
-            says = _conflict(measured.source, mine, other, theirs)
-            if says:
-                return Finding(
-                    kind="sources_disagree",
-                    severity="suspect",
-                    says=says,
-                    remedy="Trust the source of the widest scope, or compare both with a meter.",
-                    evidence={named(measured.source): mine.joules, named(other): theirs.joules},
-                )
-    return None
-
-
-def _conflict(mine: EnergySource, a: Reading, other: EnergySource, b: Reading) -> str:
-    """What is wrong with two sources over one window; empty when nothing is.
-
-    Two of one scope must agree within 5 % and within what their readings leave open. Of two scopes the inner must not
-    take more than the outer.
-    """
-    allowed = max(
-        DISAGREE_LIMIT * max(a.joules, b.joules), K * math.hypot(a.u_j, b.u_j) if mine.scope != other.scope else 0
-    )
-    values = f"{named(mine)} says {format_rate(a.joules)} J, {named(other)} {format_rate(b.joules)} J"
-    if mine.scope == other.scope:
-        return (
-            f"Of {a.window.name} {values}, both of {mine.scope.replace('_', ' ')}."
-            if abs(a.joules - b.joules) > allowed
-            else ""
-        )
-    inner, outer = (a, b) if _HOLDS.get(mine.scope, 0) < _HOLDS.get(other.scope, 0) else (b, a)
-    ranked = _HOLDS.get(mine.scope, 0) != _HOLDS.get(other.scope, 0)
-    if ranked and inner.joules - outer.joules > allowed:
-        return f"Of {a.window.name} {values}, although one is a part of the other."
-    return ""
 
 
 def _net(measured: Measured) -> Finding | None:
