@@ -28,7 +28,7 @@ def joules(name: str, factor: float, scope: Scope) -> Series:
     return series(name, lambda t: levels[round(10 * t)], seconds=240, scope=scope, counter=True)
 
 
-def watts(name: str, factor: float, scope: Scope, *, noise: float = 0.0, hz: float = 10.0) -> Series:
+def watts(name: str, factor: float, scope: Scope, *, noise: float = 0.01, hz: float = 10.0) -> Series:
     wave = lambda t: factor * LOAD(t) * (1 + noise * math.sin(37.7 * t))  # noqa: E731 - a curve
     return series(name, wave, seconds=240, scope=scope, hz=hz)
 
@@ -71,7 +71,7 @@ def test_the_counter_and_the_power_of_a_gpu_are_compared_whichever_is_primary(
 
 def test_what_few_readings_leave_open_excuses_a_difference():
     counter = joules("nvml.gpu0.energy", 1.0, "gpu_board")
-    assert judged(counter, watts("nvml.gpu0.power", 1.08, "gpu_board", noise=0.01)) is not None
+    assert judged(counter, watts("nvml.gpu0.power", 1.08, "gpu_board")) is not None
     assert judged(counter, watts("nvml.gpu0.power", 1.08, "gpu_board", noise=0.9, hz=0.7)) is None
 
 
@@ -146,6 +146,19 @@ def test_a_contradiction_among_the_others_is_a_note_and_one_with_the_primary_goe
     found = judged(meter, psys, package)
     assert found is not None
     assert (found.severity, [*found.evidence]) == ("note", ["rapl.psys", "rapl.package-0"])
+    below = judged(meter, watts("meter.usb.power", 0.5, "dc_input"), package)
+    assert below is not None
+    assert (below.severity, [*below.evidence]) == ("note", ["meter.usb.power", "rapl.package-0"])
     both = judged(meter, psys, package, watts("meter.y.power", 3.6, "wall_ac"))
     assert both is not None
     assert (both.severity, [*both.evidence]) == ("suspect", ["meter.x.power", "meter.y.power"])
+
+
+def test_of_several_contradictions_the_largest_is_told():
+    meter, near, far = (
+        watts(f"meter.{name}.power", factor, "wall_ac") for name, factor in zip("abc", (1, 1.3, 2), strict=True)
+    )
+    for others in ((near, far), (far, near)):
+        found = judged(meter, *others)
+        assert found is not None
+        assert [*found.evidence] == ["meter.a.power", "meter.c.power"]

@@ -84,6 +84,19 @@ def test_where_another_source_exists_it_is_used_and_the_failure_is_told(tmp_path
     assert "meter_failed" in energy.flags
 
 
+def test_a_meter_that_failed_is_not_said_to_stand_still_as_well(tmp_path: Path):
+    stuck = series(
+        "meter.shelly2.energy",
+        lambda t: None if round(10 * t) % 3 == 0 else 9.0,
+        seconds=240,
+        scope="wall_ac",
+        counter=True,
+    )
+    _, findings = judge(tmp_path, stuck, package())
+    assert "meter_failed" in findings
+    assert "frozen_counter" not in findings
+
+
 def test_what_fails_while_nothing_is_timed_is_no_failure(tmp_path: Path):
     energy, findings = judge(tmp_path, meter(lambda t: LOAD(t) if 45 < t < 185 else None))
     assert energy.energy_j == pytest.approx(840, rel=0.02)
