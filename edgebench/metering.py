@@ -17,6 +17,7 @@ from edgebench.analysis.energy_estimate import estimate
 from edgebench.analysis.energy_findings import energy_findings, frozen_finding
 from edgebench.analysis.energy_source import EnergySource, choose
 from edgebench.analysis.energy_windows import channel_watts, workload_windows
+from edgebench.analysis.meter_failure import failed_meters, meter_finding
 from edgebench.device_profile import DeviceProfile
 from edgebench.errors import HostError
 from edgebench.host import Host
@@ -34,17 +35,14 @@ def check_source(host: Host, profile: DeviceProfile) -> None:
     Raises:
         HostError: when no sensor has a channel of power or energy.
     """
-    absent = []
     for name in registry.names("sensors"):
         module = registry.load("sensors", name)
         sensor = module.detect(host, profile)
         if sensor is not None and any(channel.unit in {"J", "W"} for channel in sensor.channels()):
             return
-        if name in SENSORS and sensor is None:
-            absent.append(f"{name}: {module.absent(host)[0]}")
     raise HostError(
-        f"Nothing here measures energy ({'; '.join(absent)}).",
-        "use a USB or wall meter, or leave --energy out; --allow-energy-estimate gives a range that is no measurement.",
+        "Nothing here measures energy: this machine has no sensor of power or energy that can be read.",
+        "see `edgebench doctor` for what was looked for; use a USB or wall meter (--meter), or leave --energy out.",
     )
 
 
@@ -80,17 +78,21 @@ class Metering:
         if channels is None:
             return self._estimated(run, "the sampler was lost, and the readings with it"), ()
         watts = channel_watts(run)
-        dead = [name for name, mean in watts.items() if mean <= 0]
+        failed = failed_meters(run, channels)
+        dead = [name for name, mean in watts.items() if mean <= 0 and name not in failed]
         readable = {one.channel.name for one in run.series if _tells(one)}
-        source = choose(channels, readable, device=run.trial.settings.device, watts=watts)
-        frozen = frozen_finding(dead, replaced=isinstance(source, EnergySource))
-        doubts = (frozen,) if frozen else ()
+        source = choose(channels, readable, device=run.trial.settings.device, watts=watts, failed=failed)
+        replaced = isinstance(source, EnergySource)
+        found = (frozen_finding(dead, replaced=replaced), meter_finding(failed, replaced=replaced))
+        doubts = tuple(finding for finding in found if finding is not None)
         if not isinstance(source, EnergySource):
             return self._estimated(run, *self._why(source.why, channels, run.series)), doubts
         others = [
             EnergySource(channels=other.channels, scope=other.scope, method=other.method, why=other.why)
             for other in source.others
-            if other.readable and other.scope not in {"estimate", "component"} and not set(other.channels) & set(dead)
+            if other.readable
+            and other.scope not in {"estimate", "component"}
+            and not set(other.channels) & {*dead, *failed}
         ]
         measured = measure(run, source, others)
         findings = energy_findings(run, measured)
@@ -122,7 +124,8 @@ class Metering:
         """Why there is no source, with what keeps those that are here from telling; and why the others are not here."""
         found = {channel.name.partition(".")[0] for channel in channels if channel.unit in {"J", "W"}}
         silent = found - {one.channel.name.partition(".")[0] for one in series if _tells(one)}
-        said = list(dict.fromkeys(one.missing_because for one in series if one.missing_because))
+        words = dict.fromkeys(one.missing_because for one in series if one.missing_because)
+        said = [text for text in words if text.rstrip(".") not in why]
         said += [text for name in SENSORS if name in silent and (text := self._because(name, present=True))]
         absent = tuple(text for name in SENSORS if name not in found and (text := self._because(name, present=False)))
         return (f"{why} ({'; '.join(said)})" if said else why), absent

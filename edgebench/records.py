@@ -27,9 +27,8 @@ FindingKind = Literal[
     "contention", "frequency_drift", "throttled", "swapped_in", "major_faults", "round_drift", "too_few_rounds",
     "wide_interval", "governor", "on_battery", "quantization_fallback", "missing_simd", "omp_environment",
     "too_many_threads", "context_forced", "sampler_lost", "wrong_engine_version",
-    "captured_tree", "slowdown",
-    "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree", "net_not_resolvable",
-    "hot_start",
+    "captured_tree", "slowdown", "short_window", "gap", "baseline_unstable", "frozen_counter", "sources_disagree",
+    "net_not_resolvable", "hot_start", "throttled_before", "meter_failed",
 ]  # fmt: skip
 Severity = Literal["note", "suspect", "invalid"]
 

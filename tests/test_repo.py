@@ -17,6 +17,7 @@ PACKAGE = ROOT / "edgebench"
 
 LAYERS = {
     "errors": 0, "units": 0, "stats": 0, "specs": 0, "device_profile": 0, "manifest": 0, "records": 0,
+    "throttle_bits": 0,
     "host": 1, "kerneltext": 1, "cgroups": 1, "topology": 1, "cards": 1, "registry": 1, "artifacts": 1, "store": 1,
     "checkpoint": 1,  # below export, which turns one into another, and needs nothing but specs and errors itself
     "export": 2, "runtimes": 2, "sensors": 2,

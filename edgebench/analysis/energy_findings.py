@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from edgebench.analysis.energy import Measured, named
-from edgebench.analysis.energy_source import EnergySource
+from edgebench.analysis.energy_conflicts import conflict_finding
 from edgebench.analysis.energy_windows import (
     EDGE_LIMIT,
     STEADY_S,
@@ -17,18 +17,11 @@ from edgebench.analysis.energy_windows import (
     phase_windows,
     too_short,
 )
-from edgebench.records import Finding, Run, Scope, Severity
+from edgebench.records import Finding, Run, Severity
 from edgebench.units import format_percent, format_rate, format_seconds
 
 BASELINE_LIMIT = 0.05
 IDLE_BUSY_LIMIT = 0.03
-DISAGREE_LIMIT = 0.05
-
-_HOLDS: dict[Scope, int] = {
-    "wall_ac": 4, "dc_input": 3, "module": 2, "board_rails": 2, "psys": 2,
-    "cpu_package+dram": 1, "soc_compute": 1, "cpu_package": 0, "gpu_board": 0,
-}  # fmt: skip
-"""A scope holds those of a smaller number: what lies inside cannot take more than the whole."""
 
 
 def energy_findings(run: Run, measured: Measured) -> tuple[Finding, ...]:
@@ -38,7 +31,7 @@ def energy_findings(run: Run, measured: Measured) -> tuple[Finding, ...]:
         _gap(measured),
         _short(measured),
         _unstable(run, measured),
-        _disagree(measured),
+        conflict_finding(measured),
         _net(measured),
     )
     return tuple(finding for finding in found if finding is not None)
@@ -92,7 +85,8 @@ def _short(measured: Measured) -> Finding | None:
         return None
     worst = min(short, key=lambda reading: reading.window.seconds / reading.update_s)
     seconds, update_s = worst.window.seconds, worst.update_s
-    coarse = seconds < 2 * update_s / EDGE_LIMIT
+    coarse, wanted_s = seconds < 2 * update_s / EDGE_LIMIT, max(STEADY_S, 2 * update_s / EDGE_LIMIT)
+    longer = f" {math.ceil(wanted_s)}s" if wanted_s > STEADY_S else ""
     severity: Severity = "suspect" if coarse else "note"
     says = f"{_names(short)} lasted {format_seconds(seconds)}"
     if coarse:
@@ -100,8 +94,8 @@ def _short(measured: Measured) -> Finding | None:
     return Finding(
         kind="short_window",
         severity=severity,
-        says=f"{says}: a steady figure of energy takes {format_seconds(max(STEADY_S, 2 * update_s / EDGE_LIMIT))}.",
-        remedy="Measure with `edgebench profile --energy`: blocks of a minute, with idle phases before and after.",
+        says=f"{says}: a steady figure of energy takes {format_seconds(wanted_s)}.",
+        remedy=f"Measure with `edgebench profile --energy{longer}`: so long for each workload, between idle phases.",
         evidence={"seconds": seconds, "update_s": update_s},
     )
 
@@ -156,46 +150,6 @@ def idle_busy(run: Run) -> float | None:
     return max(shares, default=None)
 
 
-def _disagree(measured: Measured) -> Finding | None:
-    for other, readings in measured.others:
-        for mine, theirs in zip(measured.readings, readings, strict=True):
-            if mine.because or theirs.because:
-                continue
-            says = _conflict(measured.source, mine, other, theirs)
-            if says:
-                return Finding(
-                    kind="sources_disagree",
-                    severity="suspect",
-                    says=says,
-                    remedy="Trust the source of the widest scope, or compare both with a meter.",
-                    evidence={named(measured.source): mine.joules, named(other): theirs.joules},
-                )
-    return None
-
-
-def _conflict(mine: EnergySource, a: Reading, other: EnergySource, b: Reading) -> str:
-    """What is wrong with two sources over one window; empty when nothing is.
-
-    Two of one scope must agree within 5 % and within what their readings leave open. Of two scopes the inner must not
-    take more than the outer.
-    """
-    allowed = max(
-        DISAGREE_LIMIT * max(a.joules, b.joules), K * math.hypot(a.u_j, b.u_j) if mine.scope != other.scope else 0
-    )
-    values = f"{named(mine)} says {format_rate(a.joules)} J, {named(other)} {format_rate(b.joules)} J"
-    if mine.scope == other.scope:
-        return (
-            f"Of {a.window.name} {values}, both of {mine.scope.replace('_', ' ')}."
-            if abs(a.joules - b.joules) > allowed
-            else ""
-        )
-    inner, outer = (a, b) if _HOLDS.get(mine.scope, 0) < _HOLDS.get(other.scope, 0) else (b, a)
-    ranked = _HOLDS.get(mine.scope, 0) != _HOLDS.get(other.scope, 0)
-    if ranked and inner.joules - outer.joules > allowed:
-        return f"Of {a.window.name} {values}, although one is a part of the other."
-    return ""
-
-
 def _net(measured: Measured) -> Finding | None:
     lost = []
     for reading in measured.readings:
@@ -205,11 +159,15 @@ def _net(measured: Measured) -> Finding | None:
     if not lost:
         return None
     reading, (net_j, u_j) = lost[0]
+    more = (
+        f"{format_rate(abs(net_j))} J {'more' if net_j >= 0 else 'less'} than"
+        if abs(net_j) > u_j / 100
+        else "as much as"
+    )
     return Finding(
         kind="net_not_resolvable",
         severity="note",
-        says=f"{_names([one for one, _ in lost])} took {format_rate(abs(net_j))} J "
-        f"{'more' if net_j >= 0 else 'less'} than the idle machine, uncertain by {format_rate(K * u_j)} J: "
+        says=f"{_names([one for one, _ in lost])} took {more} the idle machine, uncertain by {format_rate(K * u_j)} J: "
         "no energy above idle is given.",
         remedy="Measure longer windows, or with a more exact meter; the gross figures hold.",
         evidence={"window": reading.window.name, "net_j": net_j, "uncertainty_j": K * u_j},

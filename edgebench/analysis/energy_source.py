@@ -91,6 +91,7 @@ def choose(
     *,
     device: str = "cpu",
     watts: Mapping[str, float] | None = None,
+    failed: Mapping[str, str] | None = None,
 ) -> EnergySource | NoEnergySource:
     """The primary energy source.
 
@@ -99,11 +100,15 @@ def choose(
         readable: names of the channels that give values.
         device: where the model runs, as in `Settings.device`.
         watts: mean power of each channel in some common window, where known: an implausible source is not taken.
+        failed: channels that are not believed although they may have given values, each with how they failed.
     """
     power = [channel for channel in channels if channel.unit in {"J", "W"} and channel.scope is not None]
     sources, parts = _sources(power, readable), _parts(power, readable)
     on_gpu, laptop = device in _GPU_DEVICES, any(channel.name.startswith("battery.") for channel in channels)
-    doubts = {source: _doubt(source, sources, watts or {}, on_gpu=on_gpu, laptop=laptop) for source in sources}
+    doubts = {
+        source: _failure(source, failed or {}) or _doubt(source, sources, watts or {}, on_gpu=on_gpu, laptop=laptop)
+        for source in sources
+    }
     fit = sorted((source for source in sources if not doubts[source]), key=lambda source: _rank(source, on_gpu=on_gpu))
     if not fit:
         others = tuple(_other(source, doubts[source]) for source in sources)
@@ -146,6 +151,10 @@ def _parts(power: Iterable[Channel], readable: Collection[str]) -> tuple[OtherSo
             known, names = channel.name in readable, (channel.name,)
             found.append(OtherSource(channels=names, scope=scope, method=channel.kind, readable=known, why=why))
     return tuple(found)
+
+
+def _failure(source: _Source, failed: Mapping[str, str]) -> str:
+    return "; ".join(failed[name] for name in source.channels if name in failed)
 
 
 def _doubt(

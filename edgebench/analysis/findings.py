@@ -1,6 +1,6 @@
 """Doubts about a trial as data: what happened during its runs, and what its rounds say together.
 
-`run_findings` judges one run by its blocks and readings (the machine's set-up is judged in ``conditions``),
+`run_findings` judges one run by its blocks and readings (``conditions`` its set-up, ``throttling`` what slowed it),
 `trial_findings` the rounds of a trial, `merge_findings` joins what several rounds said. Where something could not be
 read nothing is claimed. Limits: contention as in ``disturbance``; a clock below 90 % of that of the first block.
 """
@@ -14,6 +14,7 @@ from itertools import pairwise
 from edgebench import stats
 from edgebench.analysis.conditions import condition_findings
 from edgebench.analysis.disturbance import disturbed_blocks
+from edgebench.analysis.throttling import throttle_findings
 from edgebench.records import Block, Finding, Run, Series, Severity
 from edgebench.specs import Protocol
 from edgebench.units import format_half_width, format_percent, format_seconds
@@ -22,8 +23,6 @@ CLOCK_LIMIT = 0.9
 DRIFT_LIMIT = 0.02
 SPREAD_LIMIT = 0.10
 _RANK = {"invalid": 0, "suspect": 1, "note": 2}
-PI_NOW = {1: "under-voltage", 2: "frequency capped", 4: "throttled", 8: "soft temperature limit"}
-_COOLS_THE_CPU = ("cpu", "processor", "powerclamp")
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -34,7 +33,7 @@ def run_findings(run: Run) -> tuple[Finding, ...]:
     found = (
         _run_contention(run),
         _frequency_drift(run),
-        _throttled(run),
+        *throttle_findings(run),
         _swapped_in(run),
         _major_faults(run),
         _sampler_lost(run),
@@ -115,46 +114,6 @@ def _mean_within(series: Series, block: Block) -> float | None:
         if value is not None and block.t0_ns <= t_ns <= block.t1_ns
     ]
     return math.fsum(inside) / len(inside) if inside else None
-
-
-def _throttled(run: Run) -> Finding | None:
-    evidence: dict[str, float | int | str] = {}
-    for series in run.series:
-        name = series.channel.name
-        values = [value for value in series.values if value is not None]
-        if not values or not name.startswith("throttle."):
-            continue
-        if name == "throttle.pi_bits":
-            bits = _pi_bits_during(values)
-            if bits:
-                evidence[name] = bits
-        elif name.startswith("throttle.cooling."):
-            if any(word in name.lower() for word in _COOLS_THE_CPU) and max(values) > values[0]:
-                evidence[name] = f"{values[0]:g} to {max(values):g}"
-        elif series.channel.kind == "counter" and values[-1] > values[0]:
-            evidence[name] = values[-1] - values[0]
-    if not evidence:
-        return None
-    said = "; ".join(f"{name.removeprefix('throttle.')}: {value}" for name, value in evidence.items())
-    weak = "under-voltage" in said
-    return Finding(
-        kind="throttled",
-        severity="suspect",
-        says=f"The processor was slowed down during the run ({said}).",
-        remedy="Use the board's own power supply and a short cable, then measure again."
-        if weak
-        else "Improve the cooling or wait until the machine is cool, then measure again.",
-        evidence=evidence,
-    )
-
-
-def _pi_bits_during(values: Sequence[float]) -> str:
-    """Flags of the Pi's firmware that were set during the run, or became sticky in it; empty when none."""
-    now, before = 0, int(values[0])
-    for value in values:
-        now |= int(value) & 0xF
-        now |= (int(value) & ~before) >> 16 & 0xF
-    return ", ".join(text for bit, text in PI_NOW.items() if now & bit)
 
 
 def _swapped_in(run: Run) -> Finding | None:

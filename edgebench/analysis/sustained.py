@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from edgebench import stats
 from edgebench.analysis.disturbance import disturbed_blocks
 from edgebench.analysis.energy_source import EnergySource, choose
-from edgebench.analysis.findings import PI_NOW
 from edgebench.analysis.stretches import SHORTEST_STRETCH, stretches
+from edgebench.analysis.throttling import slowed_by
 from edgebench.records import Block, Finding, Record, Run, Series
 from edgebench.units import format_percent, format_rate, format_seconds
 
@@ -112,7 +112,7 @@ def _summary(name: str, asked_s: float, blocks: Sequence[Block], run: Run, distu
     start_ns, end_ns = blocks[0].t0_ns, blocks[-1].t1_ns
     measured_s = (end_ns - start_ns) / 1e9
     windows = speed_windows(blocks, measured_s / _WINDOWS)
-    read = _Readings(run.series)
+    read = _Readings(run)
     points = [_point(begin_ns, stop_ns, rate, start_ns, read) for begin_ns, stop_ns, rate in windows]
     rates = [point.tokens_per_s for point in points]
     cuts = stretches(rates, round(len(windows) / len(blocks)))
@@ -223,13 +223,14 @@ def _median(values: Iterable[float | None]) -> float | None:
 class _Readings:
     """The series that belong beside a speed."""
 
-    def __init__(self, series: Sequence[Series]) -> None:
+    def __init__(self, run: Run) -> None:
+        series, self._device = run.series, run.trial.settings.device
+        self._series, self._end_ns = series, max((block.t1_ns for block in run.blocks), default=0)
         self._hot = [one for one in series if one.channel.unit == "C"]
         real = [one for one in series if one.channel.name == "throttle.pi_clock" and any(one.values)]
         self._clocks = real or [one for one in series if one.channel.name.startswith("cpufreq.")]
-        self._throttles = [one for one in series if one.channel.name.startswith("throttle.")]
         by_name = {one.channel.name: one for one in series if any(value is not None for value in one.values)}
-        chosen = choose([one.channel for one in by_name.values()], set(by_name))
+        chosen = choose([one.channel for one in by_name.values()], set(by_name), device=self._device)
         self._power = [by_name[name] for name in chosen.channels] if isinstance(chosen, EnergySource) else []
         self.power_scope = chosen.scope if isinstance(chosen, EnergySource) else ""
 
@@ -249,26 +250,7 @@ class _Readings:
 
     def throttling(self, from_ns: int) -> list[str]:
         """What held the processor back from then on, in words."""
-        words = []
-        for series in self._throttles:
-            name = series.channel.name.removeprefix("throttle.")
-            pairs = [(t, v) for t, v in zip(series.t_ns, series.values, strict=True) if v is not None]
-            before = [value for t_ns, value in pairs if t_ns < from_ns]
-            after = [value for t_ns, value in pairs if t_ns >= from_ns]
-            if not after:
-                continue
-            if name == "pi_bits":
-                set_then = 0
-                for value in after:
-                    set_then |= int(value) & 0xF
-                words += [text for bit, text in PI_NOW.items() if set_then & bit]
-            elif name.startswith("cooling."):
-                if before and max(after) > before[0]:
-                    words.append(f"{name.removeprefix('cooling.')} from state {before[0]:g} to {max(after):g}")
-            elif series.channel.kind == "counter" and after[-1] > (start := (before or after)[-1 if before else 0]):
-                grown = after[-1] - start
-                words.append(f"{name} +{format_seconds(grown) if series.channel.unit == 's' else f'{grown:g}'}")
-        return words
+        return [one.says for one in slowed_by(self._series, from_ns, self._end_ns, device=self._device)]
 
 
 def _watts(series: Series, begin_ns: int, end_ns: int) -> float | None:

@@ -4,7 +4,8 @@ The counter (mJ since the driver was loaded, Volta and newer) is renewed about e
 reading is a mean over 1 s on Ampere and newer (NVML documentation, nvmlDeviceGetPowerUsage), so the instantaneous
 field is preferred, and the channels have different names. Counter and power are both recorded because they can
 disagree, and on some GPUs the power sensor looks only a quarter of the time (arXiv 2312.02741). Both cover the board:
-die, memory, regulators; the rest of the computer is not in them.
+die, memory, regulators; the rest of the computer is not in them. The bits of ``clocks_event_reasons`` stand in
+``throttle_bits``.
 
 A question that the GPU refuses when the sensor is found is no channel. Asked too fast the library answers 0: a GPU
 that runs never draws 0 W, so 0 is a missing value.
@@ -24,21 +25,6 @@ from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host, Unavailable
 from edgebench.records import Channel
 from edgebench.sensors._nvml_library import Library
-
-REASONS = {
-    0: "idle",
-    1: "clock set by an application",
-    2: "power limit",
-    3: "hardware slowdown",
-    4: "synchronised with other GPUs",
-    5: "software temperature limit",
-    6: "hardware temperature limit",
-    7: "power brake",
-    8: "display clock",
-}
-"""Bits of the clocks-event reasons (nvml.h, nvmlClocksEventReason*)."""
-SLOWED = 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7
-"""The bits that mean: slower than the GPU could be."""
 
 _QUESTIONS: dict[str, tuple[Channel, float]] = {
     "energy_mj": (

@@ -20,8 +20,8 @@ from edgebench.device_profile import DeviceProfile
 from edgebench.host import Host, Unavailable
 from edgebench.kerneltext import channel_part, natural, read_scaled
 from edgebench.records import Channel
+from edgebench.throttle_bits import PI_BITS, PI_SINCE_BOOT
 
-PI_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 _PI_MASK = 0xF000F
 _CLOCK = re.compile(r"frequency\(\d{1,3}\)=(\d{1,11})")
 _TOOL_S = 0.5
@@ -33,7 +33,7 @@ Reader = Callable[[], float | None]
 def decode_pi_bits(value: int) -> tuple[str, ...]:
     """The set flags in words: ``under-voltage now``, ``throttled since boot``. Bits 0-3 are now, 16-19 since boot."""
     now = tuple(f"{text} now" for bit, text in PI_BITS.items() if value >> bit & 1)
-    past = tuple(f"{text} since boot" for bit, text in PI_BITS.items() if value >> (bit + 16) & 1)
+    past = tuple(f"{text} since boot" for bit, text in PI_BITS.items() if value >> (bit + PI_SINCE_BOOT) & 1)
     return now + past
 
 

@@ -132,7 +132,7 @@ SAID = {
         "device: Raspberry Pi 5 (raspberry-pi-5): 4 x Cortex-A76, 7.9 GiB",
         "energy: board rails, by pmic.board (gauge,",
         "suspect: throttled: ",
-        "pi_bits: under-voltage, throttled",
+        "(under-voltage; throttled)",
     ),
     "jetson-orin-nano": (
         "device: NVIDIA Jetson Orin Nano 8 GB",

@@ -122,6 +122,13 @@ def test_the_report_names_energy_scope_and_uncertainty(orin: Run):
     assert "Wh per 1000 tokens" in said
 
 
+def test_the_report_of_a_pi_names_its_throttling(tmp_path: Path):
+    run = one_round(tmp_path, board(tmp_path / "root", "raspberry-pi-5"), None)
+    said = " ".join(report(run).split())
+    assert "throttled_before: The firmware says under-voltage and throttled since boot, but not while" in said
+    assert "throttled" not in {finding.kind for finding in run.findings}
+
+
 def test_a_counter_that_stands_still_is_a_finding_and_never_0_joules(tmp_path: Path):
     run = one_round(tmp_path, board(tmp_path / "root", "desktop-i5-13500"), QUICK)
     assert run.energy.energy_j is None

@@ -123,6 +123,7 @@ def test_a_meter_that_fails_leaves_no_energy_and_its_reason(cli: Cli):
     assert "No such file" in energy["reason"]
     assert "frozen_counter" not in [finding["kind"] for finding in done.json["trials"][0]["findings"]]
     run = runs_of(cli)[0]
+    assert "meter_failed" in {finding["kind"] for finding in run["findings"]}
     (series,) = [one for one in run["series"] if one["channel"]["name"] == "meter.command.power"]
     assert not any(series["values"])
     assert "No such file" in series["missing_because"]
