@@ -327,6 +327,8 @@ def sustained_finding(found: Sequence[Sustained]) -> Finding | None:
 def _remedy(one: Sustained, slowdown: Slowdown) -> str:
     if 2 * one.blocks_disturbed > one.blocks:
         return "Stop what else runs (`top` shows it) and measure again: it may be that which slowed the device down."
+    if slowdown.seen and all("power limit" in seen for seen in slowdown.seen):
+        return "That is the GPU's power limit (`nvidia-smi -q -d POWER`): name it beside the figures."
     if slowdown.seen:
         return "Improve the cooling (heat sink, fan, case) and measure again; for a long load count on the last speed."
     return "Look at the temperature and the power supply: no sensor here says why it slowed down."
