@@ -107,7 +107,7 @@ def to_record(measured: Measured, findings: Sequence[Finding] = ()) -> Energy:
         idle_loaded_w=measured.idle_loaded.watts if measured.idle_loaded else None,
         windows=windows,
         j_per_token={window.name: window.gross_j / window.tokens for window in busy if window.tokens},
-        tokens=per_token(measured.readings, idle, accuracy_of(measured.source).gain),
+        tokens=per_token(measured.readings, idle, accuracy_of(measured.source).scale),
         others_j=_others(measured),
         flags=tuple(finding.kind for finding in findings),
     )

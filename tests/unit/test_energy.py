@@ -16,10 +16,11 @@ from edgebench.analysis.energy_estimate import estimate
 from edgebench.analysis.energy_findings import energy_findings
 from edgebench.analysis.energy_source import EnergySource
 from edgebench.analysis.energy_tokens import slope_of
-from edgebench.analysis.energy_windows import K, Reading, Window, integrate, workload_windows
+from edgebench.analysis.energy_windows import K, Reading, Window, accuracy_of, integrate, workload_windows
 from edgebench.analysis.power_curve import Accuracy, Curve, make_curves
 from edgebench.device_profile import DeviceProfile, Match, PowerDraw
 from edgebench.records import Block, Channel, Edge, Energy, Fact, Mark, Provenance, Run, Scope, Series
+from edgebench.sensors import _meter_http, meter
 from edgebench.specs import Artifact, Claim, Settings, TrialSpec, parse_workload
 
 SECOND = 10**9
@@ -390,4 +391,12 @@ def test_of_the_makers_limit_only_a_wide_range_is_given():
 
 def test_the_coverage_factor_is_two():
     [one] = integrate([series("ina3221.x", steady(5.123457))], [window(10, 70)], Accuracy(gain=0.1))
-    assert K * one.u_j == pytest.approx(0.2 * 5.123457 * 60)
+    assert K * one.u_j == pytest.approx(0.2 * math.sqrt(1 + 8 * 0.1**2) * 5.123457 * 60)
+
+
+def test_the_network_meters_of_the_sensor_are_those_whose_readings_are_means():
+    def late(name: str, scope: Scope) -> float:
+        return accuracy_of(EnergySource(channels=(name,), scope=scope, method="gauge", why="")).averaging_s
+
+    assert {kind for kind in meter.KINDS if late(f"meter.{kind}.power", "dc_input")} == set(_meter_http.KINDS)
+    assert all(late(f"meter.{kind}.power", "wall_ac") for kind in meter.KINDS)
