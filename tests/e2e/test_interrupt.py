@@ -203,7 +203,10 @@ def test_a_second_ctrl_c_ends_it_at_once(cli: Cli):
     assert_resume_finishes(cli)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.1, 0.2, 0.3, 0.5])
+SLOW = [pytest.param(moment, marks=pytest.mark.slow) for moment in (0.05, 0.1, 0.3, 0.7)]
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.2, 0.5, *SLOW])
 def test_ctrl_c_at_any_moment_is_no_crash(cli: Cli, moment: float):
     with session(cli) as running:
         running.until(lambda: children(running.process.pid), "it starts its first child")
