@@ -63,7 +63,7 @@ def _entry_points(family: str) -> dict[str, tuple[EntryPoint, ...]]:
 
 
 @lru_cache(maxsize=32)
-def _installed_entry_points(family: str, path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:  # noqa: ARG001
+def _installed_entry_points(family: str, path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:  # noqa: ARG001 - part of the key
     """Those that are visible on this path: to look takes 5 ms, and a session looks twenty times.
 
     The same one may be listed twice when a package is visible through two paths.

@@ -288,7 +288,7 @@ class SlowIndex(BaseHTTPRequestHandler):
 def slow_index():
     handler = type("Handler", (SlowIndex,), {"started": threading.Event(), "stop": threading.Event()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield server
     handler.stop.set()
