@@ -136,6 +136,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(cli_in: type[Cli], hf_folder: Pa
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_llama_cpp_lacks_leaves_the_other_runtime(cli: Cli, hf_folder: Path, tmp_path: Path):
     folder = tmp_path / "mute"
     folder.mkdir()

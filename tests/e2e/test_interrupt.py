@@ -143,8 +143,10 @@ def assert_resume_finishes(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "whole_group"),
-    [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],
-    ids=["ctrl-c", "sigterm"],
+    [
+        pytest.param(signal.SIGINT, 130, True, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, 143, False, id="sigterm", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_session_shows_what_it_has_and_can_be_finished(
     cli: Cli,

@@ -154,6 +154,7 @@ def test_the_file_itself_says_what_it_was_made_with(whole, calibration, tmp_path
     assert calibration.sha256 in note
 
 
+@pytest.mark.slow
 def test_llama_cpp_wants_a_matrix_where_we_say_so_and_nowhere_else(whole, tmp_path):
     """In a child: llama.cpp ends the process when an assertion of its fails."""
     code = """
