@@ -133,13 +133,13 @@ def test_a_hanging_model_is_stopped_and_the_sweep_goes_on(cli: Cli):
         "--precision",
         "q8_0,q4_0",
         "--timeout",
-        "3s",
+        "2s",
         "--budget",
         "1ms",
         "--json",
         script=("hang_s=60", "only_bits=8.5"),
     )
-    done.complains(4, "q8_0 on fake", "no sign of life for 3 s", "--timeout")
+    done.complains(4, "q8_0 on fake", "no sign of life for 2 s", "--timeout")
     assert [trial["outcome"] for trial in done.json["trials"]] == ["timeout", "ok"]
 
 
