@@ -7,15 +7,18 @@ import os
 import signal
 import sqlite3
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import pytest
 
 from edgebench.cgroups import find
-from edgebench.engine.child import Child, Ended, run_job
-from edgebench.engine.messages import MeasureJob, Phase
+from edgebench.engine import about as about_of
+from edgebench.engine.child import Child, Ended, _exits_within, run_job
+from edgebench.engine.messages import AboutJob, MeasureJob, Phase
 from edgebench.engine.protocol import Limits
 from edgebench.host import Host
 from edgebench.specs import Artifact, Settings, TrialSpec, parse_workload
@@ -123,6 +126,32 @@ def test_whatever_interrupts_the_parent_takes_the_child_with_it():
         child.listen(interrupt)
     assert not HOST.proc(str(child.pid)).exists()
     child.close()
+
+
+@pytest.mark.parametrize("told_by_the_kernel", [True, False])
+def test_the_end_of_a_process_is_waited_for_and_not_longer_than_wished(monkeypatch, told_by_the_kernel: bool):  # noqa: FBT001
+    if not told_by_the_kernel:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert not _exits_within(process, 0.05)
+        process.kill()
+        assert _exits_within(process, 60)
+
+
+def test_a_runtime_is_asked_once_and_again_after_a_failure(monkeypatch):
+    asked = []
+
+    def counted(job: AboutJob, host: Host, limits: Limits) -> Ended:
+        asked.append(job.runtime)
+        return run_job(msgspec.structs.replace(job, runtime=job.runtime if len(asked) > 1 else "none"), host, limits)
+
+    monkeypatch.setattr(about_of, "run_job", counted)
+    monkeypatch.setattr(about_of, "_TOLD", {})
+    first, second, third = (about_of.about("fake", HOST) for _ in range(3))
+    assert first.version.value is None
+    assert second.version.value
+    assert third is second
+    assert asked == ["fake", "fake"]
 
 
 # --- the same from outside --------------------------------------------------------------------------------------------
