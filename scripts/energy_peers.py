@@ -196,7 +196,7 @@ class Ours:
         return reading.joules, reading.u_j
 
 
-PEERS = {
+PEERS: dict[str, dict[str, str | int | None]] = {
     "codecarbon": {"peer": "codecarbon", "every_s": None},
     "codecarbon, every 1 s": {"peer": "codecarbon", "every_s": 1},
     "zeus": {"peer": "zeus", "every_s": None},

@@ -1,9 +1,9 @@
 """From readings and the times of blocks to joules: per window, above idle, per token, each with its uncertainty.
 
-**Uncertainty**, always expanded (k = 2). For a window ``u**2 = (g E)**2 + (o t)**2 + d**2``: ``g`` the scale error
-known of the kind of source and ``o`` its offset (``ACCURACY``; priors, not calibrations), ``d`` what the readings
-themselves leave open (edges, updates, resolution: ``power_curve``). Of a trial, the interval of the median of
-its rounds is added (``resources``).
+**Uncertainty**, always expanded (k = 2). For a window ``u**2 = (g E)**2 + (o t)**2 + d**2``: ``g`` what the scale error
+known of the kind of source makes of its reading (``Accuracy.scale``) and ``o`` its offset (``ACCURACY``; priors, not
+calibrations), ``d`` what the readings themselves leave open (edges, updates, resolution: ``power_curve``). Of a trial,
+the interval of the median of its rounds is added (``resources``).
 
 **Net** is ``E - P t`` with the mean power P of the idle machine before and after, without the model:
 ``u_net**2 = u**2 + (t u_P)**2``. A net within its uncertainty of 0 is not a result.
@@ -107,7 +107,7 @@ def to_record(measured: Measured, findings: Sequence[Finding] = ()) -> Energy:
         idle_loaded_w=measured.idle_loaded.watts if measured.idle_loaded else None,
         windows=windows,
         j_per_token={window.name: window.gross_j / window.tokens for window in busy if window.tokens},
-        tokens=per_token(measured.readings, idle, accuracy_of(measured.source).gain),
+        tokens=per_token(measured.readings, idle, accuracy_of(measured.source).scale),
         others_j=_others(measured),
         flags=tuple(finding.kind for finding in findings),
     )

@@ -30,7 +30,7 @@ ACCURACY: dict[str, Accuracy] = {
     "nvml": Accuracy(gain=0.05),
     "ina3221": Accuracy(gain=0.02, update_s=0.005, resolution_w=0.04),
     "pmic": Accuracy(gain=0.10, update_s=0.025),
-    "battery": Accuracy(gain=0.10),
+    "battery": Accuracy(gain=0.10, may_hold_s=10.0),
     "meter": Accuracy(gain=0.02),
     "hwmon": Accuracy(gain=0.05),
     "apple": Accuracy(gain=0.10),
@@ -38,6 +38,10 @@ ACCURACY: dict[str, Accuracy] = {
 UNKNOWN = Accuracy(gain=0.10)
 _CALIBRATED = Accuracy(gain=0.03, update_s=0.025)
 _PLUG = Accuracy(gain=0.02, offset_w=0.5, averaging_s=1.0)
+_NETWORK = Accuracy(gain=0.02, averaging_s=1.0)
+"""A meter with a web page shows the mean of about a second wherever it stands."""
+_NETWORK_KINDS = frozenset({"shelly1", "shelly2", "tasmota", "homeassistant", "json"})
+_MEAN_OF_1_S = Accuracy(gain=0.05, averaging_s=1.0)
 
 
 def accuracy_of(source: EnergySource) -> Accuracy:
@@ -48,7 +52,11 @@ def accuracy_of(source: EnergySource) -> Accuracy:
     if sensor == "pmic" and source.scope == "dc_input":
         return _CALIBRATED
     if sensor == "nvml" and source.method == "gauge" and "mean" in what:
-        return Accuracy(gain=0.05, averaging_s=1.0)  # NVML: a mean over 1 s since Ampere
+        return _MEAN_OF_1_S  # NVML: a mean over 1 s since Ampere
+    if sensor == "hwmon" and what.endswith("ppt"):
+        return _MEAN_OF_1_S  # AMD's driver averages over a time that it does not tell
+    if sensor == "meter" and source.method == "gauge" and what.partition(".")[0] in _NETWORK_KINDS:
+        return _NETWORK
     return ACCURACY.get(sensor, UNKNOWN)
 
 
@@ -134,7 +142,7 @@ def _reading(curves: Sequence[Curve], window: Window, accuracy: Accuracy) -> Rea
     joules, doubt = math.fsum(share.joules for share in shares), math.fsum(share.doubt_j for share in shares)
     update_s = max(curve.update_s for curve in curves)
     covered, updates = min(share.covered for share in shares), min(share.n_updates for share in shares)
-    u_j = math.sqrt((accuracy.gain * joules) ** 2 + (accuracy.offset_w * window.seconds) ** 2 + doubt**2)
+    u_j = math.sqrt((accuracy.scale * joules) ** 2 + (accuracy.offset_w * window.seconds) ** 2 + doubt**2)
     because = ""
     if covered < LEAST_COVERED and any(share.stalled for share in shares):
         because = "it did not change while the machine was busy"

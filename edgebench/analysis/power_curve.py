@@ -12,7 +12,10 @@ over some time, the readings are late: by half the update period and half the av
 that. What happens between two updates is not seen. If P' and P are readings a time h apart, the squares
 (h (P' - P))**2 / 2 add up to the expectation of the square of ``E_h - E_2h``, the difference of the integral over all
 and over every second reading, for readings that scatter at random; the sum of many squares is the steadier estimate of
-the two. It also bounds a step between two readings, which a trapezoid misses by h (P' - P) / 2 at most.
+the two. It also bounds a step between two readings, which a trapezoid misses by h (P' - P) / 2 at most. How late the
+readings are is known to an update (they may be means since the last one) and half the averaging time only. That shifts
+both edges alike, so it costs the difference of the power at the two times that delay: nothing for a block, but all the
+error there is for a slow rise.
 
 Nothing here knows the error of the source's own scale: see `Accuracy` and ``edgebench.analysis.energy``.
 """
@@ -35,8 +38,6 @@ HOLE = 3.0
 _STALL, _STALL_S = 10, 2.0
 _STUDENT = 1.5
 """Student's t at 95 % for n degrees of freedom, over 1.96, is about 1 + 1.5 / n (n = 2: 2.2, 5: 1.3, 10: 1.14)."""
-_MAY_HOLD_S = 1.0
-"""For how long a gauge may hold of which nothing is known, and whose readings hardly change."""
 _COARSEST_W = 1.0
 
 
@@ -53,6 +54,17 @@ class Accuracy:
     """A gauge that shows the mean over this time."""
     resolution_w: float = 0.0
     """Of a gauge; 0: told by its readings."""
+    may_hold_s: float = 1.0
+    """For how long a gauge may hold what it saw, where its readings change too seldom to tell."""
+
+    @property
+    def scale(self) -> float:
+        """Standard uncertainty of the true energy that is due to ``gain``, relative to what the source says.
+
+        A source that is ``1 + g`` too high saw ``1 / (1 + g) = 1 - g + g**2 - g**3 ...`` of its energy, with g normal
+        of standard deviation ``gain``: the variance is ``gain**2 + 8 gain**4`` up to the fourth order.
+        """
+        return self.gain * float(np.sqrt(1 + 8 * self.gain**2))
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class Curve:
         w: power at the knots, W: a gauge. None: a counter, straight between the knots.
         half_s: half the span in which the update of a knot was seen, s, shape [n].
         update_s: usual time between two updates.
+        unseen_s: for how long a gauge may not tell what happens.
         late_s: averaging time of a gauge plus the time for which it holds: what smears its edges.
         resolution_w: of a gauge.
         holes: whether nothing is known between knot i and i + 1, shape [n - 1].
@@ -95,6 +108,7 @@ class Curve:
     w: F64 | None
     half_s: F64
     update_s: float
+    unseen_s: float
     late_s: float
     resolution_w: float
     holes: npt.NDArray[np.bool_]
@@ -183,11 +197,11 @@ class Curve:
 
     def _gauge_doubt(self, a: float, b: float, i: int, j: int, w: F64) -> float:
         """Variance of a gauge's window: what lies between its updates, its edges, its resolution, J**2."""
-        times = np.maximum(np.diff(self.x), self.update_s)
+        times = np.maximum(np.diff(self.x), self.unseen_s)
         squares = (np.diff(w) * times) ** 2 / 2
         here = squares[i : j + 1]
         # A few updates tell little of how much updates differ: the whole run tells more, Student's t the rest.
-        n = max(1.0, (b - a) / self.update_s)
+        n = max(1.0, (b - a) / self.unseen_s)
         variance = max(float(here.sum()), float(squares.mean()) * len(here)) * (1 + _STUDENT / n) ** 2
         for t in (a, b):
             if self.late_s:
@@ -195,6 +209,8 @@ class Curve:
                 near = w[max(0, low - 1) : high + 1]
                 variance += float((near.max() - near.min()) * self.late_s) ** 2 / 12
             variance += (self.level_w[1] * self._outside(t)) ** 2 / 3
+        at_a, at_b = np.interp((a, b), self.x, w)
+        variance += float((at_b - at_a) * (2 * self.update_s + self.late_s)) ** 2 / 12
         return variance + (self.resolution_w * (b - a)) ** 2 / 12
 
 
@@ -274,6 +290,7 @@ def counter_curve(
         w=None,
         half_s=(after - earliest) / 2,
         update_s=float(np.median(steps)),
+        unseen_s=0.0,
         late_s=0.0,
         resolution_w=0.0,
         # A counter that stands still for long either counts on unseen or has stopped: nobody can tell.
@@ -321,6 +338,7 @@ def gauge_curve(start_ns: int, t: F64, w: F64, accuracy: Accuracy) -> Curve:
     told = _update_period(t, w) if accuracy.update_s is None else accuracy.update_s
     update = max(period, told or 0.0)
     held = update if update > 1.5 * period else 0.0
+    may_hold_s = accuracy.may_hold_s if told is None else 0.0
     f = np.concatenate(([0.0], np.cumsum((w[1:] + w[:-1]) / 2 * steps)))
     return Curve(
         start_ns=start_ns,
@@ -329,7 +347,8 @@ def gauge_curve(start_ns: int, t: F64, w: F64, accuracy: Accuracy) -> Curve:
         w=w,
         half_s=np.zeros_like(t),
         update_s=update,
-        late_s=max(accuracy.averaging_s + held, _MAY_HOLD_S if told is None else 0.0),
+        unseen_s=max(update, may_hold_s),
+        late_s=max(accuracy.averaging_s + held, may_hold_s),
         resolution_w=accuracy.resolution_w or _resolution(w),
         holes=steps > HOLE * max(period, held),
         level_w=(float(w.min()), float(w.max())),

@@ -7,15 +7,18 @@ import os
 import signal
 import sqlite3
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import pytest
 
 from edgebench.cgroups import find
-from edgebench.engine.child import Child, Ended, run_job
-from edgebench.engine.messages import MeasureJob, Phase
+from edgebench.engine import about as about_of
+from edgebench.engine.child import Child, Ended, _exits_within, run_job
+from edgebench.engine.messages import AboutJob, MeasureJob, Phase
 from edgebench.engine.protocol import Limits
 from edgebench.host import Host
 from edgebench.specs import Artifact, Settings, TrialSpec, parse_workload
@@ -125,6 +128,32 @@ def test_whatever_interrupts_the_parent_takes_the_child_with_it():
     child.close()
 
 
+@pytest.mark.parametrize("told_by_the_kernel", [True, False])
+def test_the_end_of_a_process_is_waited_for_and_not_longer_than_wished(monkeypatch, told_by_the_kernel: bool):  # noqa: FBT001
+    if not told_by_the_kernel:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert not _exits_within(process, 0.05)
+        process.kill()
+        assert _exits_within(process, 60)
+
+
+def test_a_runtime_is_asked_once_and_again_after_a_failure(monkeypatch):
+    asked = []
+
+    def counted(job: AboutJob, host: Host, limits: Limits) -> Ended:
+        asked.append(job.runtime)
+        return run_job(msgspec.structs.replace(job, runtime=job.runtime if len(asked) > 1 else "none"), host, limits)
+
+    monkeypatch.setattr(about_of, "run_job", counted)
+    monkeypatch.setattr(about_of, "_TOLD", {})
+    first, second, third = (about_of.about("fake", HOST) for _ in range(3))
+    assert first.version.value is None
+    assert second.version.value
+    assert third is second
+    assert asked == ["fake", "fake"]
+
+
 # --- the same from outside --------------------------------------------------------------------------------------------
 
 
@@ -133,13 +162,13 @@ def test_a_hanging_model_is_stopped_and_the_sweep_goes_on(cli: Cli):
         "--precision",
         "q8_0,q4_0",
         "--timeout",
-        "3s",
+        "2s",
         "--budget",
         "1ms",
         "--json",
         script=("hang_s=60", "only_bits=8.5"),
     )
-    done.complains(4, "q8_0 on fake", "no sign of life for 3 s", "--timeout")
+    done.complains(4, "q8_0 on fake", "no sign of life for 2 s", "--timeout")
     assert [trial["outcome"] for trial in done.json["trials"]] == ["timeout", "ok"]
 
 
@@ -243,21 +272,21 @@ def damaged(kind: str, whole: bytes) -> bytes:
     ("kind", "code", "word"),
     [
         ("truncated data", 3, "truncated"),
-        ("truncated header", 3, "damaged.gguf"),
+        pytest.param("truncated header", 3, "damaged.gguf", marks=pytest.mark.slow),
         ("four bytes", 3, "damaged.gguf"),
-        ("random bytes", 3, "not a GGUF file"),
-        ("random bytes after the magic", 3, "version"),
+        pytest.param("random bytes", 3, "not a GGUF file", marks=pytest.mark.slow),
+        pytest.param("random bytes after the magic", 3, "version", marks=pytest.mark.slow),
         ("random bytes after the version", 3, "more than fit"),
-        ("another magic", 3, "b'GGML'"),
+        pytest.param("another magic", 3, "b'GGML'", marks=pytest.mark.slow),
         ("empty", 2, "is empty"),
         ("unknown architecture", 3, "lhama"),
-        ("unknown tokenizer", 3, "xx_vocab"),
+        pytest.param("unknown tokenizer", 3, "xx_vocab", marks=pytest.mark.slow),
         ("too many layers", 3, "SIGABRT"),
         ("no layers", 3, "SIGABRT"),
-        ("a missing layer", 3, "blk.2"),
-        ("no heads", 3, "wrong shape"),
+        pytest.param("a missing layer", 3, "blk.2", marks=pytest.mark.slow),
+        pytest.param("no heads", 3, "wrong shape", marks=pytest.mark.slow),
         ("another width", 3, "n_rot"),
-        ("no words", 3, "wrong shape"),
+        pytest.param("no words", 3, "wrong shape", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_file_is_told_and_harms_nobody(cli: Cli, tiny_gguf: Path, kind: str, code: int, word: str):
@@ -270,14 +299,14 @@ def test_a_damaged_file_is_told_and_harms_nobody(cli: Cli, tiny_gguf: Path, kind
     ("kind", "code", "word"),
     [
         ("truncated data", 3, "truncated"),
-        ("random bytes after the version", 3, "more than fit"),
+        pytest.param("random bytes after the version", 3, "more than fit", marks=pytest.mark.slow),
         ("unknown architecture", 3, "lhama"),
         ("too many layers", 3, "llama.block_count = 100000"),
-        ("no layers", 3, "llama.block_count"),
-        ("a missing layer", 3, "blk.2"),
-        ("no heads", 3, "llama.attention.head_count"),
+        pytest.param("no layers", 3, "llama.block_count", marks=pytest.mark.slow),
+        pytest.param("a missing layer", 3, "blk.2", marks=pytest.mark.slow),
+        pytest.param("no heads", 3, "llama.attention.head_count", marks=pytest.mark.slow),
         ("another width", 3, "8 wide"),
-        ("no words", 3, "0 words"),
+        pytest.param("no words", 3, "0 words", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_file_is_told_by_the_exporter_too(cli: Cli, tiny_gguf: Path, kind: str, code: int, word: str):

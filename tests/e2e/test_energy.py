@@ -23,7 +23,7 @@ from edgebench.store import Session, Store
 from edgebench.topology import read_topology
 
 TREES = Path(__file__).parents[1] / "trees"
-QUICK = EnergyBlocks(window_s=2.2, idle_s=0.2, settle_s=0.0, warm_up_s=0.0)
+QUICK = EnergyBlocks(window_s=2.6, idle_s=0.2, settle_s=0.0, warm_up_s=0.0)
 TRIAL = TrialSpec(
     artifact=Artifact(model="m", precision="q4_0", format="fake", path="", bytes=1000, sha256="0" * 64),
     runtime="fake",
@@ -102,7 +102,7 @@ def test_a_board_tells_its_energy_by_its_total_rail(orin: Run):
     assert [channel for channel in energy.channels if "VDD_IN" in channel]
     [window] = [window for window in energy.windows if window.name == "tg10"]
     assert window.seconds >= QUICK.window_s
-    assert window.blocks == len(orin.blocks) >= 10
+    assert window.blocks == len(orin.blocks) >= 3
     assert energy.energy_j == pytest.approx(watts * window.seconds, rel=1e-6)
     assert energy.tokens["tg10"].j == pytest.approx(watts * window.seconds / (10 * window.blocks))
     assert "short_window" in {finding.kind for finding in orin.findings}
@@ -130,7 +130,7 @@ def test_the_report_of_a_pi_names_its_throttling(tmp_path: Path):
 
 
 def test_a_counter_that_stands_still_is_a_finding_and_never_0_joules(tmp_path: Path):
-    run = one_round(tmp_path, board(tmp_path / "root", "desktop-i5-13500"), QUICK)
+    run = one_round(tmp_path, board(tmp_path / "root", "desktop-i5-13500"), replace(QUICK, window_s=0.8))
     assert run.energy.energy_j is None
     assert "did not move" in run.energy.reason
     assert "frozen_counter" in {finding.kind for finding in run.findings}

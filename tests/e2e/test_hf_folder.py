@@ -90,7 +90,7 @@ def test_a_gguf_with_an_importance_matrix(cli: Cli, hf_folder: Path):
     text = cli.folder / "some text.txt"
     text.write_text(TEXT, encoding="utf-8")
     target = cli.folder / "weighted.gguf"
-    what = ("export", hf_folder, "--to", "gguf", "--precision", "iq3_xxs")
+    what = ("export", hf_folder, "--to", "gguf", "--precision", "q2_k_s")
     done = cli.here(*what, "--imatrix", text, "-o", target, "--json")
     assert done.code == 0, done.err
     assert "tokens in chunks of 512" in done.json["quantizer_notes"][0]
@@ -136,6 +136,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(cli_in: type[Cli], hf_folder: Pa
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_llama_cpp_lacks_leaves_the_other_runtime(cli: Cli, hf_folder: Path, tmp_path: Path):
     folder = tmp_path / "mute"
     folder.mkdir()

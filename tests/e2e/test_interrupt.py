@@ -143,8 +143,10 @@ def assert_resume_finishes(cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code", "whole_group"),
-    [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)],
-    ids=["ctrl-c", "sigterm"],
+    [
+        pytest.param(signal.SIGINT, 130, True, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, 143, False, id="sigterm", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_session_shows_what_it_has_and_can_be_finished(
     cli: Cli,
@@ -203,7 +205,10 @@ def test_a_second_ctrl_c_ends_it_at_once(cli: Cli):
     assert_resume_finishes(cli)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.1, 0.2, 0.3, 0.5])
+SLOW = [pytest.param(moment, marks=pytest.mark.slow) for moment in (0.05, 0.1, 0.3, 0.7)]
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.2, 0.5, *SLOW])
 def test_ctrl_c_at_any_moment_is_no_crash(cli: Cli, moment: float):
     with session(cli) as running:
         running.until(lambda: children(running.process.pid), "it starts its first child")

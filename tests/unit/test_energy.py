@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from edgebench.analysis.energy_estimate import estimate
 from edgebench.analysis.energy_findings import energy_findings
 from edgebench.analysis.energy_source import EnergySource
 from edgebench.analysis.energy_tokens import slope_of
-from edgebench.analysis.energy_windows import K, Reading, Window, integrate, workload_windows
+from edgebench.analysis.energy_windows import K, Reading, Window, accuracy_of, integrate, workload_windows
 from edgebench.analysis.power_curve import Accuracy, Curve, make_curves
 from edgebench.device_profile import DeviceProfile, Match, PowerDraw
 from edgebench.records import Block, Channel, Edge, Energy, Fact, Mark, Provenance, Run, Scope, Series
+from edgebench.sensors import _meter_http, meter
 from edgebench.specs import Artifact, Claim, Settings, TrialSpec, parse_workload
 
 SECOND = 10**9
@@ -144,19 +146,18 @@ READINGS = st.lists(st.floats(0.5, 60), min_size=60, max_size=60)
 
 
 @pytest.mark.parametrize("kind", ["counter", "gauge"])
-@given(levels=READINGS, cuts=st.lists(st.floats(0, 59), min_size=3, max_size=3, unique=True))
+@given(levels=READINGS, cuts=st.lists(st.floats(0, 59), min_size=3, max_size=9, unique=True))
 def test_energy_is_conserved_however_a_window_is_split(kind: str, levels: list[float], cuts: list[float]):
     total = [math.fsum(levels[:i]) % 500.0 for i in range(60)]
     values, counts = (total, True) if kind == "counter" else (levels, False)
     one = series("x.y", lambda t: values[int(t)], hz=1, seconds=59, counter=counts, wrap=500.0 if counts else None)
     curves: Sequence[Curve] = make_curves([one], EXACT)
-    a, b, c = sorted(START + round(t * SECOND) for t in cuts)
-    if not curves or len({a, b, c}) < 3:
+    edges = sorted({START + round(t * SECOND) for t in cuts})
+    if not curves or len(edges) < 3:
         return
-    first, second, whole = (curves[0].share(*edges).joules for edges in ((a, b), (b, c), (a, c)))
-    assert first + second == pytest.approx(whole, abs=1e-6)
-    assert first >= -1e-9
-    assert second >= -1e-9
+    parts = [curves[0].share(*part).joules for part in pairwise(edges)]
+    assert math.fsum(parts) == pytest.approx(curves[0].share(edges[0], edges[-1]).joules, abs=1e-6)
+    assert min(parts) >= -1e-9
 
 
 @given(st.floats(0.01, 500), st.floats(1, 40))
@@ -390,4 +391,12 @@ def test_of_the_makers_limit_only_a_wide_range_is_given():
 
 def test_the_coverage_factor_is_two():
     [one] = integrate([series("ina3221.x", steady(5.123457))], [window(10, 70)], Accuracy(gain=0.1))
-    assert K * one.u_j == pytest.approx(0.2 * 5.123457 * 60)
+    assert K * one.u_j == pytest.approx(0.2 * math.sqrt(1 + 8 * 0.1**2) * 5.123457 * 60)
+
+
+def test_the_network_meters_of_the_sensor_are_those_whose_readings_are_means():
+    def late(name: str, scope: Scope) -> float:
+        return accuracy_of(EnergySource(channels=(name,), scope=scope, method="gauge", why="")).averaging_s
+
+    assert {kind for kind in meter.KINDS if late(f"meter.{kind}.power", "dc_input")} == set(_meter_http.KINDS)
+    assert all(late(f"meter.{kind}.power", "wall_ac") for kind in meter.KINDS)

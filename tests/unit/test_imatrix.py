@@ -154,6 +154,7 @@ def test_the_file_itself_says_what_it_was_made_with(whole, calibration, tmp_path
     assert calibration.sha256 in note
 
 
+@pytest.mark.slow
 def test_llama_cpp_wants_a_matrix_where_we_say_so_and_nowhere_else(whole, tmp_path):
     """In a child: llama.cpp ends the process when an assertion of its fails."""
     code = """
@@ -182,34 +183,34 @@ def maker(tmp_path, monkeypatch) -> Maker:
 
 def test_a_file_is_found_again_by_the_text_and_not_by_its_name(maker, hf_folder, tmp_path, monkeypatch, calibration):
     source = local.describe(hf_folder)
-    plain, first = maker.gguf(source, "iq4_xs"), maker.gguf(source, "iq4_xs", calibration)
+    plain, first = maker.gguf(source, "q4_0"), maker.gguf(source, "q4_0", calibration)
     assert isinstance(plain, Artifact)
     assert isinstance(first, Artifact)
     assert plain.sha256 != first.sha256
     assert plain.derived_from == first.derived_from
     (tmp_path / "copy.txt").write_text(TEXT, encoding="utf-8")
-    again = maker.gguf(source, "iq4_xs", read_calibration(tmp_path / "copy.txt"))
+    again = maker.gguf(source, "q4_0", read_calibration(tmp_path / "copy.txt"))
     assert again == first
     (tmp_path / "other.txt").write_text(TEXT.replace("time", "hill"), encoding="utf-8")
-    other = maker.gguf(source, "iq4_xs", read_calibration(tmp_path / "other.txt"))
+    other = maker.gguf(source, "q4_0", read_calibration(tmp_path / "other.txt"))
     assert isinstance(other, Artifact)
     assert (other.path == first.path, other.sha256 == first.sha256) == (False, False)
     monkeypatch.setattr(derive, "COLLECTOR", "imatrix-9")
-    newer = maker.gguf(source, "iq4_xs", calibration)
+    newer = maker.gguf(source, "q4_0", calibration)
     assert isinstance(newer, Artifact)
     assert newer.path != first.path
 
 
 def test_a_precision_that_needs_a_matrix_is_made_with_one_only(maker, hf_folder, calibration):
     source = local.describe(hf_folder)
-    failure = maker.gguf(source, "iq2_xs")
+    failure = maker.gguf(source, "q2_k_s")
     assert isinstance(failure, Failure)
     assert "importance matrix" in failure.says
     assert "--imatrix" in failure.next_step
-    assert isinstance(maker.onnx(source, "iq2_xs", Kind()), Failure)
-    made = maker.gguf(source, "iq2_xs", calibration)
+    assert isinstance(maker.onnx(source, "q2_k_s", Kind()), Failure)
+    made = maker.gguf(source, "q2_k_s", calibration)
     assert isinstance(made, Artifact)
-    assert maker.gguf(made, "iq2_xs") == made
+    assert maker.gguf(made, "q2_k_s") == made
 
 
 # --- what is refused

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from edgebench.device_profile import DeviceProfile, Match
 from edgebench.engine.telemetry import Telemetry
 from edgebench.errors import UsageError
 from edgebench.host import Host
+from edgebench.records import Series
 from edgebench.sensors import meter
 from edgebench.sensors.base import WaitsForAnswer
 
@@ -46,7 +48,7 @@ class Plug:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -65,15 +67,6 @@ def body(request: BaseHTTPRequestHandler, text: str, status: int = 200) -> None:
 def says(watts: object) -> Answer:
     """What a Shelly of the second generation answers."""
     return lambda request: body(request, json.dumps({"id": 0, "output": True, "apower": watts, "voltage": 232.0}))
-
-
-def scripted(watts_at: Callable[[float], float]) -> Answer:
-    """Watts that follow the clock."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        says(watts_at(time.monotonic()))(request)
-
-    return answer
 
 
 @pytest.fixture
@@ -95,6 +88,12 @@ def profile(text: str) -> DeviceProfile:
 
 def power(one: meter.MeterSensor) -> float | None:
     return one.read()[0]
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    """In this process a stream that ended is opened again without a pause: here it ends on purpose."""
+    monkeypatch.setattr(meter, "_BACK_OFF_S", 0.0)
 
 
 # --- how it is named
@@ -172,10 +171,11 @@ CUSTOM = {"a": [{"b": 4200.0}], "c": {"total": 2.0}}
 def test_each_preset_asks_and_reads_as_its_maker_says(plug: Plug, text, document, path, values):
     plug.answer = lambda request: body(request, json.dumps(document))
     one = sensor(text.format(url=plug.url))
+    began_ns = time.monotonic_ns()
     assert one.read()[:-1] == pytest.approx(values)
     assert plug.asked == [(path, None)]
     assert isinstance(one, WaitsForAnswer)
-    assert 0 <= time.monotonic_ns() - one.taken_ns < 1e9
+    assert began_ns <= one.taken_ns <= time.monotonic_ns()
 
 
 @pytest.mark.parametrize(("kind", "word"), [("shelly1", "Basic dTpw"), ("homeassistant", "Bearer u:p")])
@@ -185,13 +185,16 @@ def test_the_secret_comes_from_the_environment(plug: Plug, monkeypatch, kind, wo
     assert plug.asked[0][1] == word
 
 
+DRIP_S = 20.0
+
+
 def drip(request: BaseHTTPRequestHandler) -> None:
     """One byte at a time, each well within any limit."""
     request.send_response(200)
-    request.send_header("Content-Length", "40")
+    request.send_header("Content-Length", str(round(10 * DRIP_S)))
     request.end_headers()
     try:
-        for _ in range(40):
+        for _ in range(round(10 * DRIP_S)):
             request.wfile.write(b" ")
             request.wfile.flush()
             time.sleep(0.1)
@@ -237,15 +240,24 @@ def hang_up(request: BaseHTTPRequestHandler) -> None:
 )
 def test_what_is_no_reading_is_none_with_a_reason_and_the_next_one_counts(plug: Plug, answer: Answer, reason: str):
     one = sensor(f"shelly2:{plug.url}")
-    assert power(one) == 4.2
+    assert in_time(one) == 4.2
     plug.answer = answer
     began = time.monotonic()
     assert power(one) is None
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < DRIP_S, "it waited for the last byte"
     assert reason in one.trouble
     assert one.trouble
     plug.answer = says(5.5)
-    assert power(one) == 5.5
+    assert in_time(one) == 5.5
+
+
+def in_time(one: meter.MeterSensor) -> float | None:
+    """Its next reading; where this machine was too slow for one, the one after that."""
+    for _ in range(20):
+        value = power(one)
+        if value is not None or "too late" not in one.trouble:
+            break
+    return value
 
 
 def test_nobody_at_the_address_is_none_with_a_reason():
@@ -257,15 +269,28 @@ def test_nobody_at_the_address_is_none_with_a_reason():
     assert "refused" in one.trouble
 
 
-def test_the_update_period_is_measured_and_sets_the_rate(plug: Plug):
-    plug.answer = scripted(lambda now_s: 4 + int(now_s * 4) % 2)  # a new value every 0.25 s
-    one = sensor(f"shelly2:{plug.url}")
-    deadline = time.monotonic() + 3.3
-    while time.monotonic() < deadline:
+class Stepping:
+    """A source that is asked every 0.02 s of a clock of its own and shows a new value every 0.25 s."""
+
+    names = ("power",)
+    period_s, taken_ns = 0.1, 0
+
+    def read(self) -> list[float]:
+        self.taken_ns += 20_000_000
+        return [4.0 + self.taken_ns // 250_000_000 % 2]
+
+
+def test_the_update_period_is_measured_and_sets_the_rate(monkeypatch):
+    source = Stepping()
+    monkeypatch.setattr(meter, "time", SimpleNamespace(monotonic_ns=lambda: source.taken_ns))
+    one = meter.MeterSensor(meter.parse_meter("shelly2:http://x"), source)
+    while source.taken_ns < 2.9e9:
         update_s = one.read()[-1]
-        time.sleep(0.02)
-    assert update_s == pytest.approx(0.25, abs=0.05)
-    assert one.period_s == pytest.approx(0.125, abs=0.03)
+        assert one.period_s == 0.1, "it is asked often until its period is known"
+    while source.taken_ns < 3.3e9:
+        one.read()
+    assert update_s == pytest.approx(0.25, abs=0.02)
+    assert one.period_s == pytest.approx(0.125, abs=0.01)
 
 
 # --- programs, cables, chips
@@ -291,7 +316,7 @@ def test_a_command_prints_watts_or_says_why_not(program: str, watts: float | Non
 
 
 def test_of_a_program_that_goes_on_the_newest_line_counts_and_its_end_is_told():
-    with closing(sensor("lines:printf '1\\n2 W\\n'")) as one:
+    with closing(sensor("lines:printf '1\\n2 W\\n'")) as one:  # both in one write
         assert power(one) == 2
         assert power(one) is None
         assert "ended" in one.trouble
@@ -299,7 +324,7 @@ def test_of_a_program_that_goes_on_the_newest_line_counts_and_its_end_is_told():
 
 
 def test_a_line_that_is_no_number_is_told():
-    with closing(sensor("lines:sh -c 'echo 3; echo nonsense; exec sleep 9'")) as one:
+    with closing(sensor("lines:sh -c 'echo nonsense; exec sleep 9'")) as one:
         assert power(one) is None
         assert "'nonsense'" in one.trouble
 
@@ -308,10 +333,17 @@ def test_a_serial_line_is_read_in_raw_mode():
     master, slave = os.openpty()
     tty.setraw(master)
     one = sensor(f"serial:{os.ttyname(slave)}@9600")
-    timer = threading.Timer(0.1, lambda: os.write(master, b"5.0\r\n5.5 W\r\n"))
-    timer.start()
+    heard = threading.Event()
+
+    def speak() -> None:
+        while not heard.wait(0.05):  # what was said before the line was opened is dropped
+            os.write(master, b"5.0\r\n5.5 W\r\n")
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
     assert power(one) == 5.5
-    timer.join()
+    heard.set()
+    speaker.join()
     os.close(slave)
     os.close(master)
     assert power(one) is None
@@ -336,11 +368,16 @@ def test_a_chip_is_found_by_its_name_wherever_it_is_plugged_in(tmp_path):
 # --- in the sampler
 
 
-def collect(text: str, seconds: float) -> dict[str, object]:
+def collect(text: str, enough: Callable[[], bool]) -> dict[str, Series]:
+    """What a sampler read until there was enough."""
     telemetry = Telemetry(Host(), profile(text))
     try:
         telemetry.watch(os.getpid())
-        time.sleep(seconds)
+        deadline = time.monotonic() + 60
+        while not enough():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.1)  # what was asked is answered
         readings = telemetry.collect()
     finally:
         telemetry.close()
@@ -349,28 +386,32 @@ def collect(text: str, seconds: float) -> dict[str, object]:
 
 
 def test_scripted_watts_reach_the_record_with_stamps_of_their_own(plug: Plug):
-    began = time.monotonic()
-    plug.answer = scripted(lambda now_s: 5.0 if now_s - began < 2.2 else 9.0)
-    series = collect(f"shelly2:{plug.url}", 3.5)["meter.shelly2.power"]
+    answered: list[tuple[float, float]] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        """Steps up at the seventh question."""
+        watts = 5.0 if len(answered) < 6 else 9.0
+        answered.append((time.monotonic(), watts))
+        says(watts)(request)
+
+    plug.answer = answer
+    series = collect(f"shelly2:{plug.url}", lambda: len(answered) >= 12)["meter.shelly2.power"]
     assert series.channel.scope == "wall_ac"
-    step_s = began + 2.2
-    wrong = [
-        (t_ns, value)
-        for t_ns, value in zip(series.t_ns, series.values, strict=True)
-        if abs(t_ns / 1e9 - step_s) > 0.05 and value != (5.0 if t_ns / 1e9 < step_s else 9.0)
-    ]
-    assert not wrong
-    assert set(series.values) == {5.0, 9.0}
+    assert set(series.values) - {None} == {5.0, 9.0}
     assert list(series.t_ns) == sorted(set(series.t_ns))
+    for t_ns, value in zip(series.t_ns, series.values, strict=True):
+        if value is not None:  # on a slow machine an answer may be too late
+            near = {watts for at_s, watts in answered if abs(at_s - t_ns / 1e9) <= 0.15}
+            assert value in near, "0.15 s is half of the longest answer that counts"
 
 
 def test_a_meter_that_never_answers_in_time_delays_no_other_sensor(plug: Plug):
     plug.answer = later(5)
-    found = collect(f"shelly2:{plug.url}", 3.5)
+    found = collect(f"shelly2:{plug.url}", lambda: len(plug.asked) >= 2)  # the first one was waited for, 1 s
     memory = found["memory.available"].t_ns
     gaps = sorted((b - a) / 1e9 for a, b in pairwise(memory))
-    assert len(memory) >= 20
-    assert gaps[len(gaps) // 2] == pytest.approx(0.1, abs=0.05)
+    assert len(memory) >= 5
+    assert gaps[len(gaps) // 2] < 0.5, "while the meter was waited for, others were read"
     meter_series = found["meter.shelly2.power"]
     assert meter_series.values
     assert not any(meter_series.values)
