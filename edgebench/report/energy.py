@@ -44,7 +44,11 @@ def print_energy(console: Console, trials: Sequence[TrialSummary]) -> None:
 
 def missing_text(energy: Energy) -> str:
     """Why there are no joules; what was looked for in vain is the doctor's to tell."""
-    return f"{energy.reason}: `edgebench doctor` says how to get one" if energy.absent else energy.reason
+    return (
+        f"{energy.reason} (`edgebench doctor` lists every source and how to get one)"
+        if energy.absent
+        else energy.reason
+    )
 
 
 def source_text(energy: Energy) -> str:

@@ -146,6 +146,6 @@ def test_without_a_sensor_the_reason_says_what_was_looked_for(tmp_path: Path):
         assert name in " ".join(run.energy.absent)
     assert run.energy.estimate_low_j is not None
     assert run.energy.estimate_model == "stated_watts_v1"
-    assert "no sensor of power or energy: `edgebench doctor` says how to get one" in report(run)
+    assert "no sensor of power or energy (`edgebench doctor` lists every source and how to get one)" in report(run)
     assert "~" in report(run)
     assert "(est., stated_watts_v1)" in report(run)
