@@ -89,13 +89,12 @@ def collect(
 
 
 def describe(host: Host, device: DeviceProfile, topology: Topology) -> str:
-    """A device in a line: ``Raspberry Pi 5 (raspberry-pi-5): 4 x Cortex-A76, 8.0 GiB``."""
-    cores = topology.clusters
-    if device.generic and topology.cpu_model.value is not None:
-        cores = f"{topology.cpu_model.value}, {cores}"
+    """A device in a line: ``Raspberry Pi 5 (raspberry-pi-5): 4 x Cortex-A76, 8.0 GiB``; without a profile of its own
+    its processor: ``AMD EPYC (generic-x86-64): 2 equal cores, 23.5 GiB``."""
+    title = topology.cpu_model.value if device.generic and topology.cpu_model.value is not None else device.title
     total = _memory(host)
     memory = "" if total is None else f", {total / 2**30:.1f} GiB"
-    return f"{device.title} ({device.id}): {cores}{memory}"
+    return f"{title} ({device.id}): {topology.clusters}{memory}"
 
 
 def _memory(host: Host) -> int | None:
