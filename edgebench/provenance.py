@@ -89,8 +89,10 @@ def collect(
 
 
 def describe(host: Host, device: DeviceProfile, topology: Topology) -> str:
-    """A device in a line: ``Raspberry Pi 5 (raspberry-pi-5): 4 x Cortex-A76, 8.0 GiB``; without a profile of its own
-    its processor: ``AMD EPYC (generic-x86-64): 2 equal cores, 23.5 GiB``."""
+    """A device in a line: ``Raspberry Pi 5 (raspberry-pi-5): 4 x Cortex-A76, 8.0 GiB``.
+
+    Without a profile of its own it is named by its processor.
+    """
     title = topology.cpu_model.value if device.generic and topology.cpu_model.value is not None else device.title
     total = _memory(host)
     memory = "" if total is None else f", {total / 2**30:.1f} GiB"
