@@ -156,9 +156,11 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         return self.joules / self.truth_j - 1
 
 
-def measured(name: str, tool: str, joules: float, stamps_ns: Sequence[int], from_ns: int) -> Measured:
+def measured(
+    name: str, energy_j: Callable[[float], float], tool: str, joules: float, stamps_ns: Sequence[int], from_ns: int
+) -> Measured:
     """A tool's joules against the load's, by the clock around its calls."""
-    before, began, ended, after = (LOADS[name].energy_j((stamp - from_ns) / 1e9) for stamp in stamps_ns)
+    before, began, ended, after = (energy_j((stamp - from_ns) / 1e9) for stamp in stamps_ns)
     return Measured(
         load=name,
         tool=tool,
@@ -169,10 +171,15 @@ def measured(name: str, tool: str, joules: float, stamps_ns: Sequence[int], from
 
 
 class Ours:
-    """edgebench's sampler on a tree, read in the background as beside a model."""
+    """edgebench's sampler, read in the background as beside a model.
 
-    def __init__(self, root: Path) -> None:
-        self._telemetry = Telemetry(Host(root), None)
+    Args:
+        host: a tree, or this machine.
+        device: where the model would run.
+    """
+
+    def __init__(self, host: Host, device: str = "cpu") -> None:
+        self._telemetry, self._device = Telemetry(host, None), device
         self._telemetry.watch(os.getpid())
 
     def joules(self, start_ns: int, end_ns: int) -> tuple[float, float]:
@@ -186,7 +193,7 @@ class Ours:
         if readings is None:
             raise HostError("The sampler was lost.", "run edgebench doctor, then this again.")
         series = {one.channel.name: one for one in readings.series}
-        source = choose([one.channel for one in series.values()], set(series))
+        source = choose([one.channel for one in series.values()], set(series), device=self._device)
         if not isinstance(source, EnergySource):
             raise HostError(f"edgebench found no energy source: {source.why}.", "look at the tree.")
         window = Window("window", start_ns, end_ns)
@@ -218,28 +225,38 @@ def measure_load(name: str, window_s: float, pythons: dict[str, Path], scratch: 
     Raises:
         HostError: when one of them failed.
     """
-    found = []
+    with counting(name, scratch) as (root, from_ns):
+        peers = {
+            tool: peer_argv(pythons[str(options["peer"])], root, {**options, "window_s": window_s})
+            for tool, options in PEERS.items()
+            if options["peer"] in pythons
+        }
+        return observe(LOADS[name].energy_j, name, peers, lambda: Ours(Host(root)), window_s, from_ns)
+
+
+def observe(
+    energy_j: Callable[[float], float],
+    name: str,
+    peers: dict[str, list[str]],
+    ours: Callable[[], Ours],
+    window_s: float,
+    from_ns: int,
+) -> tuple[list[Measured], float]:
+    """Let the peers and edgebench measure one window of a load that runs already."""
     with ExitStack() as stack:
-        root, from_ns = stack.enter_context(counting(name, scratch))
         pipe = subprocess.PIPE
         processes = {}
-        for tool, options in PEERS.items():
-            if options["peer"] in pythons:
-                argv = peer_argv(pythons[str(options["peer"])], root, {**options, "window_s": window_s})
-                log = stack.enter_context(tempfile.TemporaryFile())
-                processes[tool] = (
-                    stack.enter_context(
-                        running(argv, stdin=pipe, stdout=pipe, stderr=log, env=peer_graphs.peer_variables())
-                    ),
-                    log,
-                    argv,
-                )
+        for tool, argv in peers.items():
+            log = stack.enter_context(tempfile.TemporaryFile())
+            variables = peer_graphs.peer_variables()
+            process = stack.enter_context(running(argv, stdin=pipe, stdout=pipe, stderr=log, env=variables))
+            processes[tool] = process, log, argv
         for process, log, argv in processes.values():
             if process.stdout is None or process.stdout.readline().strip() != b"ready":
                 log.seek(0)
                 said = log.read().decode("utf-8", "replace")
                 raise failed(argv, process.wait(READY_S), said, "root or user namespaces are needed for its tree.")
-        ours = Ours(root)
+        sampling = ours()
         time.sleep(SETTLE_S)
         for process, _, _ in processes.values():
             if process.stdin is not None:
@@ -249,16 +266,16 @@ def measure_load(name: str, window_s: float, pythons: dict[str, Path], scratch: 
         time.sleep(window_s)
         ended_ns = time.monotonic_ns()
         time.sleep(SETTLE_S)
-        joules, u_j = ours.joules(began_ns, ended_ns)
-        found.append(measured(name, "edgebench", joules, (began_ns, began_ns, ended_ns, ended_ns), from_ns))
+        joules, u_j = sampling.joules(began_ns, ended_ns)
+        stamps = {"edgebench": (joules, (began_ns, began_ns, ended_ns, ended_ns))}
         for tool, (process, log, argv) in processes.items():
             answered, _ = process.communicate(timeout=READY_S)
             if process.returncode != 0 or not answered.strip():
                 log.seek(0)
                 raise failed(argv, process.returncode, log.read().decode("utf-8", "replace"), "see above.")
             answer = msgspec.json.decode(answered.splitlines()[-1])
-            found.append(measured(name, tool, answer["joules"], answer["stamps_ns"], from_ns))
-    return found, u_j / joules
+            stamps[tool] = answer["joules"], tuple(answer["stamps_ns"])
+        return [measured(name, energy_j, tool, *told, from_ns) for tool, told in stamps.items()], u_j / joules
 
 
 # --- result -----------------------------------------------------------------------------------------------------------
@@ -266,7 +283,7 @@ def measure_load(name: str, window_s: float, pythons: dict[str, Path], scratch: 
 
 def print_table(rows: Sequence[Measured]) -> None:
     """One line per load and tool."""
-    widths = [max(len(text) for text in column) for column in (list(LOADS), ["edgebench", *PEERS])]
+    widths = [max(len(text) for text in column) for column in ([row.load for row in rows], ["edgebench", *PEERS])]
     print(f"\n{'load':{widths[0]}}  {'tool':{widths[1]}}  {'J':>9}  {'truth':>9}  {'error':>8}  {'in its calls':>12}")
     for row in rows:
         print(

@@ -19,7 +19,7 @@ J_PER_KWH = 3.6e6
 
 
 def codecarbon(job: dict[str, Any]) -> Measure:
-    """Its tracker as documented, offline; only its CPU figure counts here."""
+    """Its tracker as documented, offline; only its figure of the CPU, or of the GPU, counts here."""
     from codecarbon import OfflineEmissionsTracker  # noqa: PLC0415 - only this peer's environment has it
 
     options = {} if job["every_s"] is None else {"measure_power_secs": job["every_s"]}
@@ -29,21 +29,21 @@ def codecarbon(job: dict[str, Any]) -> Measure:
 
     def stop() -> float:
         tracker.stop()
-        return tracker.final_emissions_data.cpu_energy * J_PER_KWH
+        data = tracker.final_emissions_data
+        return (data.gpu_energy if job.get("gpu") else data.cpu_energy) * J_PER_KWH
 
     return tracker.start, stop
 
 
 def zeus(job: dict[str, Any]) -> Measure:
-    """Its monitor as documented; the sum over its CPUs."""
-    del job
+    """Its monitor as documented; the sum over its CPUs, or its one GPU."""
     from zeus.monitor import ZeusMonitor  # noqa: PLC0415 - same
 
-    monitor = ZeusMonitor(gpu_indices=[])
+    monitor = ZeusMonitor(gpu_indices=[0] if job.get("gpu") else [])
 
     def stop() -> float:
         measured = monitor.end_window("window", sync_execution=False)
-        return sum((measured.cpu_energy or {}).values())
+        return sum((measured.gpu_energy if job.get("gpu") else measured.cpu_energy or {}).values())
 
     return lambda: monitor.begin_window("window", sync_execution=False), stop
 
