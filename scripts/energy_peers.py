@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import peer_graphs
@@ -292,35 +293,8 @@ def print_table(rows: Sequence[Measured]) -> None:
         )
 
 
-def options() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--window", default="20s", help="length of each window, 10s or more (default: 20s)")
-    parser.add_argument("--only-edgebench", action="store_true", help="leave the peers out: nothing is installed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to a file")
-    parser.add_argument("--write", nargs=3, metavar=("LOAD", "ROOT", "FROM_NS"), help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the experiment."""
-    given = options()
-    if given.write:
-        name, root, from_ns = given.write
-        write(Path(root), LOADS[name], int(from_ns))
-    window_s = parse_duration(given.window)
-    if window_s < SHORTEST_S:
-        raise UsageError(f"A window of {given.window} says little.", "give --window 10s or more.")
-    environments = {} if given.only_edgebench else {n: peer_graphs.environment(n) for n in ("codecarbon", "zeus")}
-    print_facts({**machine(), **{name: versions for name, (_, versions) in environments.items()}})
-    rows: list[Measured] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in LOADS:
-            say(f"{name}: {window_s:g} s")
-            pythons = {peer: python for peer, (python, _) in environments.items()}
-            found, uncertainty = measure_load(name, window_s, pythons, Path(scratch))
-            say(f"  edgebench states an uncertainty of {uncertainty:.1%} (mostly of RAPL's own scale)")
-            rows += found
+def close(rows: Sequence[Measured], window_s: float, file: Path | None) -> int:
+    """The table and the verdict; the exit status."""
     print_table(rows)
     worst = max(abs(row.error) for row in rows if row.tool == "edgebench")
     met = worst <= LIMIT
@@ -330,7 +304,55 @@ def main() -> int:
         "worst_error": {tool: max(abs(r.error) for r in rows if r.tool == tool) for tool in {r.tool for r in rows}},
         "met": met,
     }
-    return conclude(summary, {"rows": rows}, given.json, met=met)
+    return conclude(summary, {"rows": rows}, file, met=met)
+
+
+class Given(NamedTuple):
+    """What was asked for, and the Python of each peer that takes part."""
+
+    window_s: float
+    pythons: dict[str, Path]
+    json: Path | None
+
+
+def begin(about: str | None, write: Callable[[str, Path, int], None]) -> Given:
+    """Read the command line, make the peers' environments, and say on what all this runs.
+
+    Args:
+        about: the experiment's docstring.
+        write: what the writer process does for ever: a load's name, where to, and since when.
+
+    Raises:
+        UsageError: when the window is too short to say anything.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--window", default="20s", help="length of each window, 10s or more (default: 20s)")
+    parser.add_argument("--only-edgebench", action="store_true", help="leave the peers out: nothing is installed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to a file")
+    parser.add_argument("--write", nargs=3, metavar=("LOAD", "WHERE", "FROM_NS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.write:
+        name, where, from_ns = given.write
+        write(name, Path(where), int(from_ns))
+    window_s = parse_duration(given.window)
+    if window_s < SHORTEST_S:
+        raise UsageError(f"A window of {given.window} says little.", "give --window 10s or more.")
+    environments = {} if given.only_edgebench else {n: peer_graphs.environment(n) for n in ("codecarbon", "zeus")}
+    print_facts({**machine(), **{name: versions for name, (_, versions) in environments.items()}})
+    return Given(window_s, {name: python for name, (python, _) in environments.items()}, given.json)
+
+
+def main() -> int:
+    """Run the experiment."""
+    given = begin(__doc__, lambda name, root, from_ns: write(root, LOADS[name], from_ns))
+    rows: list[Measured] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in LOADS:
+            say(f"{name}: {given.window_s:g} s")
+            found, uncertainty = measure_load(name, given.window_s, given.pythons, Path(scratch))
+            say(f"  edgebench states an uncertainty of {uncertainty:.1%} (mostly of RAPL's own scale)")
+            rows += found
+    return close(rows, given.window_s, given.json)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ Target: edgebench within 1 % for every load, on windows of 10 s and more. Needs 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import math
 import mmap
 import os
 import struct
@@ -27,12 +25,11 @@ from pathlib import Path
 
 import msgspec
 import peer_graphs
-from energy_peers import LIMIT, PEERS, PROGRAM, SETTLE_S, Measured, Ours, observe, print_table, pulses, wave
-from experiment import conclude, machine, print_facts, running, say, start
+from energy_peers import PEERS, PROGRAM, SETTLE_S, Measured, Ours, begin, close, observe, pulses, wave
+from experiment import running, say, start
 
 from edgebench.errors import MissingDependency
 from edgebench.host import Host
-from edgebench.units import parse_duration
 
 SOURCE = Path(__file__).parent / "peers" / "fake_nvml.c"
 RENEWED_S = 0.1
@@ -66,26 +63,11 @@ def counting(name: str, scratch: Path) -> Iterator[int]:
         yield from_ns
 
 
-def options() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--window", default="20s", help="length of each window (default: 20s)")
-    parser.add_argument("--only-edgebench", action="store_true", help="leave the peers out: nothing is installed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to a file")
-    parser.add_argument("--write", nargs=3, metavar=("LOAD", "FILE", "FROM_NS"), help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 def main() -> int:
     """Run the experiment."""
-    given = options()
-    if given.write:
-        write(given.write[0], Path(given.write[1]), int(given.write[2]))
     if importlib.util.find_spec("pynvml") is None:
         raise MissingDependency("edgebench asks NVML through nvidia-ml-py.", "pip install 'edgebench[nvidia]'")
-    window_s = parse_duration(given.window)
-    environments = {} if given.only_edgebench else {n: peer_graphs.environment(n) for n in ("codecarbon", "zeus")}
-    print_facts({**machine(), **{name: versions for name, (_, versions) in environments.items()}})
+    given = begin(__doc__, write)
     rows: list[Measured] = []
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "libnvidia-ml.so.1"
@@ -96,27 +78,20 @@ def main() -> int:
         driver.chmod(0o755)
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
         for name, energy_j in LOADS.items():
-            say(f"{name}: {window_s:g} s")
+            say(f"{name}: {given.window_s:g} s")
             with counting(name, Path(folder)) as from_ns:
-                jobs = {tool: {**how, "window_s": window_s, "gpu": True} for tool, how in PEERS.items()}
+                jobs = {tool: {**how, "window_s": given.window_s, "gpu": True} for tool, how in PEERS.items()}
                 peers = {
-                    tool: [str(environments[str(job["peer"])][0]), str(PROGRAM), msgspec.json.encode(job).decode()]
+                    tool: [str(given.pythons[str(job["peer"])]), str(PROGRAM), msgspec.json.encode(job).decode()]
                     for tool, job in jobs.items()
-                    if job["peer"] in environments
+                    if job["peer"] in given.pythons
                 }
-                found, uncertainty = observe(energy_j, name, peers, lambda: Ours(Host(), "cuda"), window_s, from_ns)
+                found, uncertainty = observe(
+                    energy_j, name, peers, lambda: Ours(Host(), "cuda"), given.window_s, from_ns
+                )
             say(f"  edgebench states an uncertainty of {uncertainty:.1%} (mostly of the counter's own scale)")
             rows += found
-    print_table(rows)
-    worst = max(abs(row.error) for row in rows if row.tool == "edgebench")
-    met = worst <= LIMIT and math.isfinite(worst)
-    print(f"\nedgebench: at most {worst:.3%} from the truth (target: {LIMIT:.0%}): {'PASS' if met else 'MISS'}")
-    summary = {
-        "window_s": window_s,
-        "worst_error": {tool: max(abs(r.error) for r in rows if r.tool == tool) for tool in {r.tool for r in rows}},
-        "met": met,
-    }
-    return conclude(summary, {"rows": rows}, given.json, met=met)
+    return close(rows, given.window_s, given.json)
 
 
 if __name__ == "__main__":
